@@ -1,0 +1,93 @@
+"""Judging one crash state: which guarantees an observation breaks. Pure functions, no I/O.
+
+Guarantees: exactly the rules of docs/semantics (expected states S0..Sn, a acks, J = the states that match). An
+observation is compared as canonical text (`crashtest.values`), so equal means equal in type and value.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from crashtest.values import shown
+
+
+class Fault(NamedTuple):
+    """One broken guarantee, in words: what was wanted and what was found."""
+
+    guarantee: str
+    wanted: str
+    observed: str
+
+
+def matching(states: Sequence[str], observed: str) -> list[int]:
+    """J: the numbers of the expected states that equal the observation."""
+    return [number for number, state in enumerate(states) if state == observed]
+
+
+def _one_of(states: Sequence[str], first: int, last: int) -> str:
+    wanted = dict.fromkeys(shown(states[i]) for i in range(first, min(last, len(states) - 1) + 1))
+    return " or ".join(wanted)
+
+
+def state_fault(states: Sequence[str], acked: int, observed: str) -> Fault | None:
+    """`atomic`, `durable` or `ordered`, whichever the observation breaks after `acked` acks; None when all hold."""
+    found = matching(states, observed)
+    near = f"{_one_of(states, acked, acked + 1)} (after {acked} of {len(states) - 1} acks)"
+    if not found:
+        return Fault("atomic", near, f"{shown(observed)}, which is no state between two operations")
+    if max(found) < acked:
+        return Fault("durable", near, f"{shown(observed)}, the state after operation {max(found)}")
+    if min(found) > acked + 1:
+        return Fault("ordered", near, f"{shown(observed)}, the state after operation {min(found)}")
+    return None
+
+
+def next_operation(states: Sequence[str], acked: int, observed: str) -> int | None:
+    """How many operations the recovered state stands for, to go on from; None when it stands for none allowed."""
+    allowed = [number for number in matching(states, observed) if acked <= number <= acked + 1]
+    return min(allowed) if allowed else None
+
+
+def live_fault(states: Sequence[str], number: int, failure: str, observed: str, last: int) -> Fault | None:
+    """`live`: going on from state `number` to `last` must succeed and give that state."""
+    wanted = f"operation {number + 1} succeeds and gives {shown(states[last])}"
+    if last > number + 1:
+        wanted = f"operations {number + 1} to {last} succeed and give {shown(states[last])}"
+    if failure:
+        return Fault("live", wanted, failure)
+    if observed != states[last]:
+        return Fault("live", wanted, shown(observed))
+    return None
+
+
+def clean_fault(names: Sequence[str], allowed: Sequence[str], ignored: Sequence[str]) -> Fault | None:
+    """`clean`: no name is left that a normal run would not have, but for the `ignored` globs."""
+
+    known = set(allowed)
+    left = [n for n in names if n not in known and not any(fnmatch.fnmatchcase(n, glob) for glob in ignored)]
+    if not left:
+        return None
+    more = f" and {len(left) - 5} more" if len(left) > 5 else ""
+    return Fault(
+        "clean", "only names that a run without a crash leaves", f"left over: {', '.join(map(repr, left[:5]))}{more}"
+    )
+
+
+def idempotent_fault(first: str, failure: str, second: str) -> Fault | None:
+    """`idempotent`: recovering again shows the same."""
+    if failure:
+        return Fault("idempotent", f"recovering again gives {shown(first)}", failure)
+    if first != second:
+        return Fault("idempotent", f"recovering again gives {shown(first)}", shown(second))
+    return None
+
+
+def visible_fault(glances: Sequence[str], failure: str, seen: str) -> Fault | None:
+    """`visible`: what a reader sees before recovery is one of the states, as such a reader sees them."""
+    if failure:
+        return Fault("visible", "a reader sees one of the states before recovery", failure)
+    if seen not in glances:
+        return Fault("visible", "a reader sees one of the states before recovery", f"{shown(seen)}, a mixture")
+    return None

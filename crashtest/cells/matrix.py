@@ -1,0 +1,375 @@
+"""The crash matrix of one scenario: what its cells showed becomes verdicts and violations.
+
+Guarantees: a guarantee is `held` only when at least one cell judged it and none broke it; what could not be judged is
+`inconclusive` or `not reached`, with the reason. One violation is reported for each (guarantee, model, cause), at
+its earliest crash state, with its count. Main process only; the judging itself is `judge.py`.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from typing import Any
+
+from crashtest.cells import judge
+from crashtest.cells.judge import Fault
+from crashtest.cells.plan import Cell, Plan, cell_id, example_id, place, plan
+from crashtest.errors import quoted
+from crashtest.scenario import GUARANTEES, Scenario
+from crashtest.trace import Ack, Event, Op, from_plain
+from crashtest.verdict import GuaranteeVerdict, ModelResult, Nested, ScenarioResult, Violation
+
+_HINTS = {
+    "recovers": "recovery must cope with every state a crash can leave; make it handle this one",
+    "atomic": "half an update is left after recovery: put one durable decision before the first visible change, and "
+    "let recovery finish or undo by it; or make the change with a single rename",
+    "durable": "the operation was acked before it could survive: send the ack after the last change that it needs",
+    "ordered": "a later operation became visible before an earlier one was acked; complete each before the next",
+    "idempotent": "recovery that runs twice must end in the same state: let each step check whether it is done",
+    "live": "after recovery the next operation must succeed: look for stale locks, half-made files, a log in the way",
+    "clean": "recovery must remove what a killed run leaves: name temp files so that they can be found, and delete",
+    "visible": "a reader sees a mixture before recovery: publish everything by one rename",
+    "check": "the scenario's own check failed",
+}
+
+
+class Example:
+    """One operation sequence of a scenario: prepared, planned, and filled with the facts of its cells.
+
+    prepared: the answer of a zygote's `do_prepare`. ops: canonical texts, or None.
+    """
+
+    def __init__(self, scenario: Scenario, ops: list[str] | None, prepared: dict[str, Any], seccomp: bool) -> None:
+        self.scenario = scenario
+        self.ops = ops
+        self.prepared = prepared
+        self.seccomp = seccomp
+        self.states: list[str] = prepared["states"]
+        self.events: list[Event] = [from_plain(event) for event in prepared["events"]]
+        self.facts: dict[str, dict[str, Any]] = {}
+        self.cells: list[tuple[Cell, dict[str, Any]]] = []
+        self.faults: list[tuple[Fault, Cell, dict[str, Any]]] = []
+        self.judged: dict[str, int] = {}
+        self.seen: set[tuple[str, int]] = set()
+        self.harness_error = ""
+        self.self_proofs = 0
+        self.reason = "" if prepared["problem"] == "" else prepared["problem"]
+        self.reason = self.reason or _vacuous(scenario, ops, prepared, self.events, seccomp)
+        self.plan = Plan(0, [], 0) if self.reason else plan(self.events, prepared["company"], seccomp)
+
+    # -- taking facts in ---------------------------------------------------------------------------------------
+
+    def add(self, cell: Cell, facts: dict[str, Any]) -> None:
+        """Judge one realised cell."""
+        self.cells.append((cell, facts))
+        if self.seccomp:
+            self.self_proofs += 1
+        if facts["proof"] and not self.prepared["unmodelled"]:
+            self.harness_error = self.harness_error or (
+                "a killed run's own record does not give what it left on disk "
+                f"({place(self.events, cell, facts['before'])}): {quoted(facts['proof'][0], 400)}"
+            )
+        if facts["problem"]:
+            self.reason = (
+                self.reason
+                or f"in the cell that should die {place(self.events, cell, facts['before'])}: {facts['problem']}"
+            )
+            return
+        if facts["new"] is not None:
+            self.facts[facts["tree"]] = facts["new"]
+        tree = self.facts[facts["tree"]]
+        if tree["skipped"]:
+            return
+        for fault in self._faults(tree, facts):
+            if fault.guarantee in self.scenario.claimed():
+                self.faults.append((fault, cell, facts))
+
+    def _count(self, *guarantees: str) -> None:
+        for guarantee in guarantees:
+            self.judged[guarantee] = self.judged.get(guarantee, 0) + 1
+
+    def _faults(self, tree: dict[str, Any], facts: dict[str, Any]) -> list[Fault]:
+        acked = facts["acks"]
+        found: list[Fault | None] = []
+        self.seen.add((facts["tree"], acked))
+        self._count("recovers")
+        if tree["glance"] is not None:
+            self._count("visible")
+            glance = tree["glance"]
+            found.append(judge.visible_fault(self.prepared["glances"], glance["failure"], glance["observed"]))
+        if tree["failure"]:
+            wanted = "recovery and observe end, in time and without an error"
+            return [*filter(None, found), Fault("recovers", wanted, tree["failure"])]
+        self._count("atomic", "durable", "ordered")
+        found.append(judge.state_fault(self.states, acked, tree["observed"]))
+        if tree["again"] is not None:
+            self._count("idempotent")
+            again = tree["again"]
+            found.append(judge.idempotent_fault(tree["observed"], again["failure"], again["observed"]))
+        if "clean" in self.scenario.guarantees:
+            self._count("clean")
+            names = self.prepared["names"]
+            allowed = [*names[min(acked, len(names) - 1)], *names[min(acked + 1, len(names) - 1)]]
+            found.append(judge.clean_fault(tree["names"], allowed, self.scenario.ignore))
+        for key in ("live", "rest"):
+            if key in facts["extra"]:
+                self._count("live")
+                live = facts["extra"][key]
+                found.append(
+                    judge.live_fault(self.states, live["from"], live["failure"], live["observed"], live["last"])
+                )
+        if "check" in facts["extra"]:
+            self._count("check")
+            if facts["extra"]["check"]:
+                found.append(Fault("check", "the scenario's own check passes", facts["extra"]["check"]))
+        return [fault for fault in found if fault is not None]
+
+    # -- both ways ---------------------------------------------------------------------------------------------
+
+    def to_confirm(self, sample: int) -> list[tuple[Cell, dict[str, Any]]]:
+        """Cells to rebuild from the trace: the first of each violation's cause, and an even sample of the rest."""
+        if not self.seccomp:
+            return []
+        whole = [(c, f) for c, f in self.cells if c.variant == "group" and self._same_place(c, f)]
+        causes: dict[tuple[str, str], tuple[Cell, dict[str, Any]]] = {}
+        for fault, cell, facts in self.faults:
+            if cell.variant == "group" and self._same_place(cell, facts):
+                causes.setdefault((fault.guarantee, self.cause(cell, facts)), (cell, facts))
+        step = max(1, len(whole) // sample) if sample else len(whole) + 1
+        return [*causes.values(), *whole[step // 2 :: step][:sample]]
+
+    def where(self, cell: Cell, facts: dict[str, Any]) -> str:
+        """The code line (known from the recorded run) or the program that issues the call before which it died."""
+        known = self.events[cell.cut].where if cell.cut < len(self.events) and self._same_place(cell, facts) else ""
+        return known or str(facts["where"])
+
+    def cause(self, cell: Cell, facts: dict[str, Any]) -> str:
+        """What makes two violations of a guarantee one: the same call at the same place in the program."""
+        return f"{_call(facts['before'])} {self.where(cell, facts)}"
+
+    def _same_place(self, cell: Cell, facts: dict[str, Any]) -> bool:
+        """Whether the killed run did the same as the recorded one up to the cut."""
+        if facts["problem"] or facts["events"] != cell.cut + bool(cell.torn):
+            return False
+        expected = self.events[cell.cut].describe() if cell.cut < len(self.events) else ""
+        return _call(facts["before"]) == _call(expected)  # temp names may differ from run to run
+
+    def history(self, cell: Cell) -> tuple[list[Event], list[str]]:
+        """The events and the acks (as sent) that a rebuilt crash state is made of."""
+        events = self.events[: cell.cut]
+        if cell.torn:
+            torn = self.events[cell.cut]
+            assert isinstance(torn, Op)
+            events = [*events, torn._replace(data=torn.data[: cell.torn])]
+        acks = [f"{int(e.same)}{e.value}" for e in events if isinstance(e, Ack)]
+        return events, acks
+
+    def confirm(self, cell: Cell, killed: dict[str, Any], rebuilt: dict[str, Any]) -> None:
+        """A killed and a rebuilt crash state must show the same; else the harness is wrong, and says so."""
+        one, other = self.facts[killed["tree"]], rebuilt["new"]
+        if other is None or one["skipped"] or other["skipped"]:
+            return
+        self.self_proofs += 1
+        if bool(one["failure"]) != bool(other["failure"]) or one["observed"] != other["observed"]:
+            shown = other["failure"] or quoted(other["observed"])
+            self.harness_error = self.harness_error or (
+                "a real kill and the state rebuilt from the record disagree "
+                f"({place(self.events, cell, killed['before'])}): "
+                f"killed: {one['failure'] or quoted(one['observed'])}; rebuilt: {shown}"
+            )
+
+
+def _call(words: str) -> str:
+    return words.partition("(")[0]
+
+
+def _vacuous(
+    scenario: Scenario, ops: list[str] | None, prepared: dict[str, Any], events: list[Event], seccomp: bool
+) -> str:
+    """Why a pass would mean nothing; "" when it would mean something."""
+    acks = [event for event in events if isinstance(event, Ack)]
+    changes = [event for event in events if isinstance(event, Op) and event.changes]
+    outside = [words for words in prepared["outside"] if not _allowed(words, scenario.allow_outside)]
+    if prepared["unmodelled"]:
+        words = "; ".join(map(quoted, prepared["unmodelled"][:3]))
+        return f"something changes files in a way that cannot be recorded: {words}"
+    if prepared["proof"]:
+        return f"the record does not give what is on disk: {quoted(prepared['proof'][0], 400)}"
+    if outside:
+        more = f" and {len(outside) - 3} more" if len(outside) > 3 else ""
+        only = "only " if not changes else ""
+        return (
+            f"the workload {only}changes files outside its directory: {', '.join(map(quoted, outside[:3]))}{more}; "
+            "write below run.dir, or say allow_outside=[...]"
+        )
+    states = prepared["states"]
+    if not changes and seccomp:
+        return "the workload changed nothing in its directory; write below run.dir"
+    if not acks and "durable" in scenario.claimed():
+        return "the workload never acked anything, so durable cannot be judged; call run.ack() after each operation"
+    if len(set(states)) < 2:
+        return "observe returns the same for every state; let it return what the operations change"
+    return _blind(acks, states, events, seccomp)
+
+
+def _blind(acks: list[Ack], states: list[str], events: list[Event], seccomp: bool) -> str:
+    """An operation that changes bytes, gives the state before, and does not say so."""
+    changed, number = False, 0
+    for event in events:
+        if isinstance(event, Op) and event.changes and event.kind != "utimes":
+            changed = True
+        if isinstance(event, Ack):
+            number += 1
+            same = number < len(states) and states[number] == states[number - 1]
+            if same and (changed or not seccomp) and not event.same:
+                return (
+                    f"observe cannot see operation {number}: the states before and after it are equal; observe more, "
+                    "or say run.ack(same=True) for an operation that changes nothing to be seen"
+                )
+            changed = False
+    return ""
+
+
+def _allowed(words: str, globs: tuple[str, ...]) -> bool:
+
+    path = words.partition(" ")[2]
+    return any(fnmatch.fnmatchcase(path, glob) for glob in globs)
+
+
+# -- the result -------------------------------------------------------------------------------------------------------
+
+
+def result(
+    scenario: Scenario, examples: list[Example], seconds: float, unrun: int, harness_error: str = ""
+) -> ScenarioResult:
+    """The verdict over all examples of a scenario. unrun: planned cells that were never tried."""
+    harness_error = harness_error or next((e.harness_error for e in examples if e.harness_error), "")
+    reason = next((e.reason for e in examples if e.reason), "")
+    model = ModelResult(
+        crash_points=sum(e.plan.crash_points for e in examples),
+        cells=sum(len(e.cells) for e in examples),
+        trees=sum(len(e.facts) for e in examples),
+        unique_states=sum(len(e.seen) for e in examples),
+        skipped=sum(e.plan.skipped + sum(f["skipped"] for f in e.facts.values()) for e in examples) + unrun,
+    )
+    model.exhaustive = not model.skipped and not reason
+    violations = _violations(scenario, examples)
+    violated = {v.guarantee for v in violations}
+    model.guarantees = _verdicts(scenario, examples, violated, bool(reason or harness_error), unrun)
+    made = ScenarioResult(
+        name=scenario.name,
+        verdict="held",
+        as_expected=False,
+        reason=reason,
+        operations=max((len(e.states) - 1 for e in examples if e.states), default=0),
+        seconds=round(seconds, 3),
+        models={"kill": model},
+        nested=Nested(depth=1, cells=0),
+        violations=violations,
+        self_proofs=sum(e.self_proofs for e in examples),
+        harness_error=harness_error,
+    )
+    _steps(made, scenario, examples)
+    _notes(made, scenario, examples)
+    _conclude(made, scenario, violated)
+    return made
+
+
+def _conclude(made: ScenarioResult, scenario: Scenario, violated: set[str]) -> None:
+    expected = scenario.expected("kill")
+    verdicts = set(made.models["kill"].guarantees.values())
+    if violated:
+        made.verdict = "violated"
+    elif made.reason or made.harness_error or "inconclusive" in verdicts:
+        made.verdict = "inconclusive"
+    elif "not reached" in verdicts:
+        made.verdict = "not reached"
+        names = sorted(g for g, v in made.models["kill"].guarantees.items() if v == "not reached")
+        made.reason = f"no cell judged: {', '.join(names)}"
+    whole = not made.reason and not made.harness_error
+    made.as_expected = violated == expected and (whole or bool(violated)) and not made.harness_error
+    missing = sorted(expected - violated)
+    if missing and not made.reason:
+        made.reason = f"expected to be violated, but was not: {', '.join(missing)}"
+
+
+def _verdicts(
+    scenario: Scenario, examples: list[Example], violated: set[str], unknown: bool, unrun: int
+) -> dict[str, GuaranteeVerdict]:
+    verdicts: dict[str, GuaranteeVerdict] = {}
+    for guarantee in GUARANTEES:
+        if guarantee not in scenario.claimed():
+            if guarantee != "check":
+                verdicts[guarantee] = "not claimed"
+        elif guarantee in violated:
+            verdicts[guarantee] = "violated"
+        elif unknown or unrun:
+            verdicts[guarantee] = "inconclusive"
+        elif any(example.judged.get(guarantee) for example in examples):
+            verdicts[guarantee] = "held"
+        else:
+            verdicts[guarantee] = "not reached"
+    return verdicts
+
+
+def _violations(scenario: Scenario, examples: list[Example]) -> list[Violation]:
+    found: dict[tuple[str, str], Violation] = {}
+    expected = scenario.expected("kill")
+    for example in examples:
+        name = example_id(example.ops)
+        if example.prepared["fault"]:
+            guarantee, wanted, observed = example.prepared["fault"]
+            end = Cell(len(example.events), "", 0, "group")
+            found.setdefault(
+                (guarantee, "acked"),
+                Violation(
+                    id=cell_id(scenario.name, name, end, "kill"), guarantee=guarantee, model="kill",
+                    expected=guarantee in expected, count=1, point="after the ack, in a run without a crash", where="",
+                    acked=len(example.states) - 1, wanted=wanted, observed=observed, hint=example.prepared["problem"],
+                ),
+            )  # fmt: skip
+        order = sorted(example.faults, key=lambda f: (f[1].cut, f[1].torn, f[1].variant != "group", f[1].variant))
+        for fault, cell, facts in order:
+            key = (fault.guarantee, example.cause(cell, facts))
+            if key in found:
+                found[key].count += 1
+                continue
+            found[key] = Violation(
+                id=cell_id(scenario.name, name, cell, "kill"), guarantee=fault.guarantee, model="kill",
+                expected=fault.guarantee in expected, count=1, point=place(example.events, cell, facts["before"]),
+                where=example.where(cell, facts), acked=facts["acks"], wanted=fault.wanted, observed=fault.observed,
+                hint=_HINTS[fault.guarantee],
+            )  # fmt: skip
+    return sorted(found.values(), key=lambda v: (v.expected, GUARANTEES.index(v.guarantee)))
+
+
+def find(examples: list[Example], identity: str) -> tuple[Example, Cell] | None:
+    """The example and cell that an id names."""
+    for example in examples:
+        name = example_id(example.ops)
+        for cell, _ in example.cells:
+            if cell_id(example.scenario.name, name, cell, "kill") == identity:
+                return example, cell
+    return None
+
+
+def _steps(made: ScenarioResult, scenario: Scenario, examples: list[Example]) -> None:
+    killed = {facts["step"] for example in examples for _, facts in example.cells if facts["step"]}
+    made.steps_killed = sorted(killed)
+    made.steps_not_reached = sorted(set(scenario.steps) - killed)
+
+
+def _notes(made: ScenarioResult, scenario: Scenario, examples: list[Example]) -> None:
+    notes: dict[str, None] = {}
+    for example in examples:
+        for note in example.prepared["notes"]:
+            notes[quoted(note, 400)] = None
+        changed = example.prepared["observe_changed"]
+        changed = changed or next((f["observe_changed"] for f in example.facts.values() if f["observe_changed"]), [])
+        if changed and scenario.do_recover is not None:
+            notes[f"observe changes files ({quoted(changed[0])}); let recover do that, and observe only look"] = None
+        if example.prepared["uncertain"]:
+            notes[f"{example.prepared['uncertain']} calls of other threads could not be timed exactly"] = None
+        strays: list[str] = next((facts["strays"] for _, facts in example.cells if facts["strays"]), [])
+        if strays:
+            notes[f"processes outlived the kill and were ended: {', '.join(map(quoted, strays[:3]))}"] = None
+    made.notes = list(notes)

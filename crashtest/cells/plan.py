@@ -1,0 +1,110 @@
+"""From a recorded run to the cells to try: crash points, torn writes, variants, and the ids they are known by.
+
+Guarantees: ids are made of content and place, never of the order in which things ran, so the same run gives the same
+ids. What is left out of the plan is counted. Pure functions, no I/O.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import NamedTuple
+
+from crashtest.trace import PAGE, Ack, Event, Op, Step, crash_points
+
+#: page boundaries tried inside one write
+TEARS = 3
+_VARIANTS = {"group": "", "worker": "w", "late": "l"}
+
+
+class Cell(NamedTuple):
+    """One crash to realise, as `cells.supervise.Crash` takes it."""
+
+    cut: int
+    kind: str
+    torn: int
+    variant: str
+
+
+class Plan(NamedTuple):
+    """crash_points: how many places; cells: what is tried there; skipped: cells left out."""
+
+    crash_points: int
+    cells: list[Cell]
+    skipped: int
+
+
+def kind_of(events: list[Event], cut: int) -> str:
+    """The kind of the event that is about to happen at a cut, "" at the end."""
+    if cut >= len(events):
+        return ""
+    event = events[cut]
+    if isinstance(event, Op):
+        return event.kind
+    return "step" if isinstance(event, Step) else "ack"
+
+
+def tears(op: Op) -> list[int]:
+    """The lengths at which SIGKILL can tear a write: where a page of the file ends inside it (semantics)."""
+    first = PAGE - op.offset % PAGE
+    return list(range(first, len(op.data), PAGE))
+
+
+def plan(events: list[Event], company: list[int], seccomp: bool) -> Plan:
+    """The cells of one recorded run. company: the cuts at which the worker had children."""
+    points = crash_points(events)
+    beside = set(company)
+    cells: list[Cell] = []
+    skipped = 0
+    for cut in points:
+        kind = kind_of(events, cut)
+        if not seccomp and kind == "ack":
+            skipped += 1  # observed by steps alone, a worker cannot be stopped before an ack
+            continue
+        cells.append(Cell(cut, kind, 0, "group"))
+        if cut in beside:
+            cells += [Cell(cut, kind, 0, "worker"), Cell(cut, kind, 0, "late")]
+        event = events[cut] if cut < len(events) else None
+        if (
+            isinstance(event, Op)
+            and event.kind == "write"
+            and event.call not in ("mmap", "sendfile", "copy_file_range")
+        ):
+            lengths = tears(event)
+            chosen = lengths if len(lengths) <= TEARS else [lengths[0], lengths[len(lengths) // 2], lengths[-1]]
+            skipped += len(lengths) - len(chosen)
+            cells += [Cell(cut, kind, length, "group") for length in chosen]
+    return Plan(len(points), cells, skipped)
+
+
+def short_hash(text: str) -> str:
+    """Eight hexadecimal digits of a text's content."""
+    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=4).hexdigest()
+
+
+def example_id(ops: list[str] | None) -> str:
+    return short_hash("\n".join(ops)) if ops is not None else "fixed"
+
+
+def cell_id(name: str, example: str, cell: Cell, model: str) -> str:
+    """`path::function/EXAMPLE/POINT/MODEL/LOSS`."""
+    loss = short_hash(f"torn at {cell.torn}") if cell.torn else "none"
+    return f"{name}/{example}/{cell.cut}{_VARIANTS[cell.variant]}/{model}/{loss}"
+
+
+def place(events: list[Event], cell: Cell, before: str) -> str:
+    """Where the crash struck, in words that follow "died": "before rename(a.tmp -> a)"."""
+    parts = []
+    if cell.cut and cell.cut <= len(events) and isinstance(events[cell.cut - 1], Ack):
+        parts.append(f"after {events[cell.cut - 1].describe()}")
+    if cell.torn:
+        parts.append(f"inside {before}, with {cell.torn} bytes written")
+    elif before:
+        parts.append(f"before {before}")
+    elif not parts or cell.cut >= len(events):
+        parts.append("after the normal end")
+    words = ", ".join(parts)
+    if cell.variant == "worker":
+        words += " (the worker alone was killed; its children ran on to their end)"
+    elif cell.variant == "late":
+        words += " (the worker alone was killed; its children were held until recovery waited for them)"
+    return words

@@ -1,0 +1,617 @@
+"""Running one child to its end under supervision: fork, watch, record, and SIGKILL at the chosen crash point.
+
+Guarantees: the kill is a real SIGKILL of real processes, sent while the thread that was about to make the next
+change is stopped before it; afterwards every process of the run has been reaped, whatever session or group it moved
+to. Never signals a process that is not a descendant of this zygote. Waits are bounded by a deadline; a run that
+exceeds it is killed and says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from crashtest.cells import worker
+from crashtest.cells.worker import BecomeChild, Pipes
+from crashtest.errors import HarnessError
+from crashtest.observe import bpf
+from crashtest.observe.calls import Message, Pending
+from crashtest.observe.listener import Listener, Stop
+from crashtest.observe.process import Gone, Processes, alive, children
+from crashtest.observe.syscalls import Recorder
+from crashtest.trace import Ack, Event, Step, Trace
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_TGKILL = {"x86_64": 234, "aarch64": 131}
+_RESTART = 513  # ERESTARTNOINTR: with a signal pending, the handler runs and the call is made anew
+#: how long processes that outlive their workload may take to end by themselves, in seconds
+GRACE = 2.0
+#: how long a call of another thread may stay under way before it is taken as failed, in seconds
+PATIENCE = 1.0
+
+
+class Abandoned(BaseException):
+    """The main process is gone: clean up and end."""
+
+
+@dataclass(frozen=True)
+class Crash:
+    """Where to kill: after `cut` events, when the next one is of `kind` ("" for whatever comes).
+
+    torn: let this many bytes of the write at the cut through first. variant: "group" (everything), "worker" (the
+    worker alone, its children then run on to their end), "late" (the same, but they are held until recovery waits).
+    """
+
+    cut: int
+    kind: str = ""
+    torn: int = 0
+    variant: str = "group"
+
+
+@dataclass
+class Outcome:
+    """How one run ended.
+
+    end: "normal", "killed" (as asked), "died" (exit status or signal in `status`), "timeout", "refused" (the filter).
+    """
+
+    end: str = "normal"
+    status: int = 0
+    answer: dict[str, Any] = field(default_factory=dict)
+    acks: list[bytes] = field(default_factory=list)
+    trace: Trace = field(default_factory=lambda: Trace([], [], []))
+    strays: list[str] = field(default_factory=list)
+    output: str = ""
+    #: the event that was about to happen when the kill struck, if any
+    before: Event | None = None
+    #: cuts at which the worker had children
+    company: list[int] = field(default_factory=list)
+    uncertain: int = 0
+
+
+def reap_all(but: frozenset[int] = frozenset()) -> None:
+    """SIGKILL and reap every descendant of this process, except the trees of `but`."""
+    me = os.getpid()
+    while True:
+        mine = [pid for pid in children(me) if pid not in but]
+        if not mine:
+            return
+        for pid in mine:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for pid in mine:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+
+
+def _reap_dead(but: frozenset[int]) -> None:
+    for pid in children(os.getpid()):
+        if pid not in but and not alive(pid):
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+
+
+class Supervision:
+    """One child and all it starts, from fork to the last reaped process.
+
+    recorder: made by `make_recorder(channels)` when the run is observed by system calls, else None.
+    """
+
+    def __init__(
+        self,
+        body: Callable[[Pipes], Any],
+        *,
+        cwd: str,
+        environment: dict[str, str],
+        output: str,
+        deadline: float,
+        control: int,
+        filter_program: bytes | None = None,
+        make_recorder: Callable[[dict[int, str]], Recorder] | None = None,
+        steps: bool = False,
+        builtin_steps: bool = False,
+        only_looks: bool = False,
+        state: str = "",
+        stacks: bool = False,
+        crash: Crash | None = None,
+        on_ack: Callable[[], None] | None = None,
+        on_lock: Callable[[int], None] | None = None,
+        but: frozenset[int] = frozenset(),
+    ) -> None:
+        self.out = Outcome()
+        self.crash = crash
+        self._deadline = time.monotonic() + deadline
+        self._control = control
+        self._on_ack = on_ack
+        self._on_lock = on_lock
+        self._but = but
+        self._stacks = stacks
+        self._state = state or os.devnull
+        self._held: list[Stop] = []
+        self._holding = False
+        self._variant = ""
+        self._asked: dict[int, list[bytes]] = {}
+        self._can_stack: dict[int, bool] = {}
+        self._answer = b""
+        self._ack_bytes = b""
+        self._killed = False
+        self._worker_gone = False
+        self._events: list[Event] = []  # steps and acks, when nothing else is observed
+        self._listener: Listener | None = None
+        self.recorder: Recorder | None = None
+        self._fork(body, cwd, environment, output, filter_program, make_recorder, steps, builtin_steps, only_looks)
+
+    # -- the fork ----------------------------------------------------------------------------------------------
+
+    def _fork(
+        self,
+        body: Callable[[Pipes], Any],
+        cwd: str,
+        environment: dict[str, str],
+        output: str,
+        filter_program: bytes | None,
+        make_recorder: Callable[[dict[int, str]], Recorder] | None,
+        steps: bool,
+        builtin_steps: bool,
+        only_looks: bool,
+    ) -> None:
+        self._result, result = os.pipe()
+        self._ack, ack = os.pipe()
+        self._step, step = os.pipe() if steps else (-1, -1)
+        self._stack, stack = os.pipe() if self._stacks else (-1, -1)
+        go, theirs = socket.socketpair()
+        out_fd = os.open(output, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        parent = os.getpid()
+        channels = {
+            os.fstat(fd).st_ino: name
+            for fd, name in ((ack, "ack"), (step, "step"), (stack, "stack"), (result, "quiet"))
+            if fd >= 0
+        }
+        self.worker = os.fork()
+        if self.worker == 0:
+            pipes = Pipes(result, out_fd, ack, step, stack, theirs.detach())
+            entry = worker.child(pipes, cwd, environment, filter_program, body, parent, builtin_steps, only_looks)
+            raise BecomeChild(entry)
+        for fd in (result, ack, step, stack):
+            if fd >= 0:
+                os.close(fd)
+        theirs.close()
+        self._go, self._output = go, out_fd
+        self._pidfd = os.pidfd_open(self.worker) if hasattr(os, "pidfd_open") else -1
+        self._poller = select.poll()
+        for fd in (self._result, self._ack, self._step, self._pidfd, self._control):
+            if fd >= 0:
+                self._poller.register(fd, select.POLLIN)
+        for fd in (self._result, self._ack, self._step):
+            if fd >= 0:
+                os.set_blocking(fd, False)
+        if filter_program is not None:
+            self._meet(go, make_recorder, channels)
+
+    def _meet(
+        self, go: socket.socket, make_recorder: Callable[[dict[int, str]], Recorder] | None, channels: dict[int, str]
+    ) -> None:
+        """Take the listener over from the child, and let it go."""
+        go.settimeout(30)
+        try:
+            word, fds, _, _ = socket.recv_fds(go, 4096, 1)
+        except OSError as error:
+            word, fds = b"E" + str(error).encode(), []
+        if not fds:
+            self.out.end, self.out.status = "refused", 76
+            self.out.answer = {"error": word[1:].decode() or "the child ended before it could be observed"}
+            return
+        self._listener = Listener(fds[0])
+        self._poller.register(fds[0], select.POLLIN)
+        if make_recorder is not None:
+            self.recorder = make_recorder(channels)
+        self._processes = self.recorder.processes if self.recorder else Processes()
+        self._channels = channels
+        go.send(b"g")
+
+    # -- the loop ----------------------------------------------------------------------------------------------
+
+    def run(self) -> Outcome:
+        """Until the end (or the kill). Raises `Abandoned` when the main process is gone."""
+        if self.out.end != "refused":
+            self._loop()
+        if not self._holding:
+            self._finish()
+        return self.out
+
+    def _loop(self) -> None:
+        while True:
+            if time.monotonic() > self._deadline:
+                self.out.end = "timeout"
+                self._kill_group()
+                return
+            wait = 20 if self._worker_gone else max(1, min(1000, int(1000 * (self._deadline - time.monotonic())) + 1))
+            if self._on_lock is not None:
+                wait = min(wait, 500)
+            ready = self._poller.poll(wait)
+            if not ready and self._on_lock is not None and not self._worker_gone:
+                self._release_others()
+            for fd, flags in ready:
+                self._serve(fd, flags)
+                if self._killed:
+                    return
+            if self._worker_gone and self._others_done():
+                return
+
+    def _serve(self, fd: int, flags: int) -> None:
+        if self._listener is not None and fd == self._listener.fd:
+            if flags & select.POLLIN:
+                stop = self._listener.receive()
+                if stop is not None:
+                    self._stopped(stop)
+            else:
+                self._poller.unregister(fd)
+        elif fd == self._control:
+            if flags & (select.POLLHUP | select.POLLERR):
+                raise Abandoned
+            self._poller.unregister(fd)  # a request waits there; it is read when this run is over
+        elif fd == self._pidfd:
+            self._poller.unregister(fd)
+            self._reap_worker()
+        elif fd == self._step:
+            self._portable_step(flags)
+        elif not self._drain(fd):
+            self._poller.unregister(fd)
+
+    def _drain(self, fd: int) -> bool:
+        """Read a pipe of ours; False at its end."""
+        while True:
+            try:
+                data = os.read(fd, 1 << 16)
+            except BlockingIOError:
+                return True
+            if not data:
+                return False
+            if fd == self._result:
+                self._answer += data
+            else:
+                self._ack_bytes += data
+                if self.recorder is None:
+                    self._plain_acks(data)
+
+    def _plain_acks(self, data: bytes) -> None:
+        """Acks of a run that is not observed by system calls; observed by steps, each waits for its answer."""
+        for line in data.splitlines():
+            if self._on_ack is not None:
+                self._on_ack()
+            number = sum(type(e) is Ack for e in self._events) + 1
+            self._events.append(Ack(number, line[:1] == b"1", line[1:].decode("utf-8", "replace")))
+            if self._step >= 0 and not self._killed:
+                if self.crash is not None and len(self._events) >= self.crash.cut:
+                    self.out.end = "killed"
+                    self._kill_group()
+                else:
+                    self._go.send(b"g")
+
+    def _reap_worker(self) -> None:
+        try:
+            _, status = os.waitpid(self.worker, 0)
+        except ChildProcessError:
+            raise HarnessError("the worker was reaped by somebody else") from None
+        self._worker_gone = True
+        self._gone_at = time.monotonic()
+        code = os.waitstatus_to_exitcode(status)
+        self.out.status = code
+        if self.out.end == "normal" and code != 0:
+            self.out.end = "died"
+        if self._variant == "worker":
+            self._let_held_go()
+
+    def _others_done(self) -> bool:
+        """Whether everything the worker left behind has ended, or has had its time."""
+        _reap_dead(self._but)
+        left = [pid for pid in children(os.getpid()) if pid not in self._but]
+        if not left:
+            return True
+        if self._holding:
+            return all(self._at_rest(pid) for pid in left) or time.monotonic() > self._gone_at + GRACE
+        if time.monotonic() > self._gone_at + GRACE:
+            self.out.strays = [f"{pid} ({self._program(pid)})" for pid in left]
+            return True
+        return False
+
+    def _program(self, pid: int) -> str:
+        return Processes().program(pid)
+
+    def _at_rest(self, pid: int) -> bool:
+        return any(stop.thread == pid or self._processes.owner(stop.thread) == pid for stop in self._held) and all(
+            self._at_rest(child) for child in children(pid)
+        )
+
+    # -- one stop ----------------------------------------------------------------------------------------------
+
+    def _stopped(self, stop: Stop) -> None:
+        if self._holding:
+            self._held.append(stop)
+            return
+        recorder, listener = self.recorder, self._listener
+        assert listener is not None
+        if recorder is None:
+            self._unrecorded(stop)
+            return
+        if stop.thread in self._asked and self._stack_text(stop):
+            return
+        until = time.monotonic() + PATIENCE
+        while not recorder.ready(stop):
+            if time.monotonic() > until:
+                self.out.uncertain += 1
+                recorder.ready(stop, give_up=True)
+                break
+            time.sleep(0.0001)
+        try:
+            made = recorder.decode(stop)
+        except Gone:
+            made = None
+        if made is None:
+            self._lock(stop)
+            listener.let_go(stop)
+        elif isinstance(made, Message) and made.channel in ("quiet", "stack"):
+            listener.let_go(stop)
+        elif not (self._stacks and self._ask_stack(stop)):
+            self._event(stop, made)
+
+    def _event(self, stop: Stop, made: Pending | Message) -> None:
+        """An event is about to happen: kill before it, or let it happen and record it."""
+        recorder, listener = self.recorder, self._listener
+        assert recorder is not None and listener is not None
+        where = self._where(stop)
+        at = len(recorder.events)
+        if self._stacks and any(pid not in self._but for pid in children(self.worker)):
+            self.out.company.append(at)
+        if self._due(at, made):
+            self._strike(stop, made, where)
+        elif isinstance(made, Pending):
+            recorder.let_go(made, where)
+            listener.let_go(stop)
+        elif made.channel == "step":
+            recorder.step(stop, made.data, where)
+            listener.pretend(stop, len(made.data))
+        else:
+            if self._on_ack is not None:
+                self._on_ack()
+            recorder.ack(stop, made.data, where)
+            listener.let_go(stop)
+
+    def _due(self, at: int, made: Pending | Message) -> bool:
+        crash = self.crash
+        if crash is None or at < crash.cut:
+            return False
+        if at > crash.cut or not crash.kind:
+            return True
+        kind = made.op.kind if isinstance(made, Pending) else made.channel
+        return kind == crash.kind
+
+    def _strike(self, stop: Stop, made: Pending | Message, where: str) -> None:
+        """Kill, while `stop` has not been answered."""
+        recorder, crash = self.recorder, self.crash
+        assert recorder is not None and crash is not None
+        if isinstance(made, Pending):
+            self.out.before = made.op._replace(where=where)
+            if crash.torn and made.op.kind == "write" and made.fd >= 0 and crash.torn < len(made.op.data):
+                fd = os.open(f"/proc/{stop.thread}/fd/{made.fd}", os.O_WRONLY | os.O_CLOEXEC)
+                view = memoryview(made.op.data)[: crash.torn]
+                if os.pwrite(fd, view, made.op.offset) != crash.torn:
+                    raise HarnessError("a torn write could not be made: the prefix did not fit")
+                os.close(fd)
+                recorder.torn(made, crash.torn, where)
+        elif made.channel == "step":
+            self.out.before = Step(made.data.decode("utf-8", "replace").rstrip("\n"), where=where)
+        else:
+            self.out.before = Ack(recorder.acks + 1, where=where)
+        self.out.end = "killed"
+        if crash.variant == "group":
+            self._kill_group()
+            return
+        # whoever is left goes on only when the worker is really gone, and with it its ends of their pipes
+        os.kill(self.worker, signal.SIGKILL)
+        self.crash, self._variant = None, crash.variant
+        self._holding = True
+        if self._processes.owner(stop.thread) != self.worker:
+            self._held.append(stop)
+
+    def _unrecorded(self, stop: Stop) -> None:
+        """Recovery beside held processes: only its locks matter."""
+        assert self._listener is not None
+        self._lock(stop)
+        self._listener.let_go(stop)
+
+    def _lock(self, stop: Stop) -> None:
+        """Another process may hold the lock this thread is about to ask for: let it finish first."""
+        if self._on_lock is None:
+            return
+        name = bpf.call_names().get(stop.number, "")
+        if (name == "flock" and not stop.args[1] & 8) or name == "fcntl":
+            self._release_others()
+
+    def _release_others(self) -> None:
+        release, self._on_lock = self._on_lock, None
+        if release is not None:
+            release(self.worker)
+
+    # -- where in the program ----------------------------------------------------------------------------------
+
+    def _ask_stack(self, stop: Stop) -> bool:
+        """Ask a Python worker for its stack; True when the call was put off and will be made anew."""
+        assert self._listener is not None
+        if stop.thread in self._asked:
+            return False
+        if not self._handles_signal(stop.thread):
+            return False
+        owner = self._processes.owner(stop.thread)
+        number = _TGKILL[os.uname().machine]
+        if _libc.syscall(number, owner, stop.thread, worker.STACK_SIGNAL) != 0:
+            return False
+        self._asked[stop.thread] = []
+        self._listener.fail(stop, _RESTART)
+        return True
+
+    def _handles_signal(self, thread: int) -> bool:
+        """Whether the stack handler is installed and not blocked (it is gone after an exec)."""
+        bit = 1 << (worker.STACK_SIGNAL - 1)
+        blocked, caught = bit, 0
+        try:
+            with open(f"/proc/{thread}/status", "rb") as file:
+                for line in file:
+                    if line.startswith(b"SigBlk:"):
+                        blocked = int(line.split()[1], 16)
+                    elif line.startswith(b"SigCgt:"):
+                        caught = int(line.split()[1], 16)
+                        break
+        except OSError:
+            return False
+        return bool(caught & bit) and not blocked & bit
+
+    def _stack_text(self, stop: Stop) -> bool:
+        """Swallow a write of the stack handler; False when this is the call itself, made anew."""
+        assert self._listener is not None
+        if bpf.call_names().get(stop.number) != "write":
+            return False
+        try:
+            info = self._processes.descriptor(stop.thread, stop.args[0] & 0xFFFFFFFF)
+            if self._channels.get(info.st_ino) != "stack":
+                return False
+            self._asked[stop.thread].append(self._processes.read(stop.thread, stop.args[1], stop.args[2]))
+        except Gone:
+            return False
+        self._listener.pretend(stop, stop.args[2])
+        return True
+
+    def _where(self, stop: Stop) -> str:
+        text = self._asked.pop(stop.thread, None)
+        if text is not None:
+            return code_line(b"".join(text).decode("utf-8", "replace"))
+        if not self._stacks and self.crash is None:
+            return ""
+        if self._processes.owner(stop.thread) == self.worker:
+            return "the workload"
+        return self._processes.program(stop.thread).replace(self._state, "{dir}")
+
+    # -- steps without system calls ----------------------------------------------------------------------------
+
+    def _portable_step(self, flags: int) -> None:
+        try:
+            data = os.read(self._step, 1 << 16)
+        except BlockingIOError:
+            return
+        if not data:
+            self._poller.unregister(self._step)
+            return
+        self._drain(self._ack)
+        if self._killed:
+            return
+        for line in data.splitlines():
+            at, step = len(self._events), Step(line.decode("utf-8", "replace"))
+            if self.crash is not None and at >= self.crash.cut:
+                self.out.before, self.out.end = step, "killed"
+                self._kill_group()
+                return
+            self._events.append(step)
+            self._go.send(b"g")
+
+    # -- the end -----------------------------------------------------------------------------------------------
+
+    def _kill_group(self) -> None:
+        """SIGKILL the worker's group, then whatever else descends from it, and reap all."""
+        self._killed = True
+        if not self._worker_gone:
+            try:
+                os.killpg(self.worker, signal.SIGKILL)
+            except ProcessLookupError:
+                os.kill(self.worker, signal.SIGKILL)  # it has not become a leader yet
+        reap_all(self._but)
+
+    def drain(self, beside: int = 0) -> None:
+        """After a held ("late") kill: let the held processes go on to their end, while `beside` waits."""
+        if not self._holding:
+            return
+        self._but |= {beside}
+        self._let_held_go()
+        self._loop()
+
+    def _let_held_go(self) -> None:
+        self._holding = False
+        self._gone_at = time.monotonic()
+        held, self._held = self._held, []
+        for stop in held:
+            self._stopped(stop)
+
+    def held(self) -> frozenset[int]:
+        """The processes that are held, and what they started."""
+        return frozenset(pid for pid in children(os.getpid()) if pid not in self._but) if self._holding else frozenset()
+
+    def finish(self) -> Outcome:
+        """Let held processes end, reap everything, close everything; the outcome."""
+        self.drain()
+        self._finish()
+        return self.out
+
+    def _finish(self) -> None:
+        reap_all(self._but)
+        for fd in (self._result, self._ack):
+            self._drain(fd)
+        if self.recorder is not None:
+            self.out.trace = self.recorder.finish(killed=self.out.end == "killed")
+            self.recorder.close()
+        else:
+            self.out.trace = Trace(self._events, [], [])
+        self.out.acks = self._ack_bytes.splitlines()
+        self.out.output = _tail(self._output)
+        self.out.answer = self.out.answer or _parse(self._answer)
+        if self._listener is not None:
+            os.close(self._listener.fd)
+        for fd in (self._result, self._ack, self._step, self._stack, self._pidfd, self._output):
+            if fd >= 0:
+                os.close(fd)
+        self._go.close()
+
+
+def _parse(data: bytes) -> dict[str, Any]:
+    line, newline, _ = data.partition(b"\n")
+    if not newline:
+        return {}
+    try:
+        answer = json.loads(line)
+    except ValueError:
+        return {}
+    return answer if isinstance(answer, dict) else {}
+
+
+def _tail(fd: int, limit: int = 2000) -> str:
+    size = os.fstat(fd).st_size
+    return os.pread(fd, limit, max(0, size - limit)).decode("utf-8", "replace")
+
+
+_OWN = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_STDLIB = os.path.dirname(os.path.abspath(os.__file__)) + os.sep
+
+
+def code_line(stack: str) -> str:
+    """The innermost frames of the user's code in a stack as faulthandler writes it: "app.py:12 in save < ..."."""
+    frames: list[str] = []
+    for line in stack.splitlines():
+        head, _, rest = line.strip().partition('File "')
+        file, quote, tail = rest.rpartition('", line ')
+        if head or not quote:
+            continue
+        library = file.startswith(_STDLIB) and "site-packages" not in file
+        if file.startswith(_OWN) or library or file.startswith("<"):
+            continue
+        number, _, function = tail.partition(" in ")
+        file = file.rpartition("/site-packages/")[2]
+        shown = os.path.relpath(file) if os.path.isabs(file) and not os.path.relpath(file).startswith("..") else file
+        frames.append(f"{shown}:{number} in {function}")
+    return " < ".join(frames[:3])

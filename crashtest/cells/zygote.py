@@ -1,0 +1,119 @@
+"""The zygote: a lean process that loads one scenario file and forks a worker for every cell.
+
+Guarantees: it imports the standard library, crashtest's lean modules and the user's file, nothing else; it answers
+one request at a time; when the main process goes away, by whatever death, it kills and reaps everything it started,
+removes its directory and ends. Started by `scale.local`; speaks `crashtest.wire` on the socket it is given.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import signal
+import socket
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from crashtest import wire
+from crashtest.cells import worker
+from crashtest.cells.prepare import prepare
+from crashtest.cells.realise import Bench, Cells
+from crashtest.cells.supervise import Abandoned, Crash, reap_all
+from crashtest.cells.worker import BecomeChild
+from crashtest.errors import HarnessError, UsageError
+from crashtest.observe import bpf
+from crashtest.persist.tree import Tree, remove
+from crashtest.scenario import Scenario, load
+from crashtest.trace import from_plain
+
+
+class Zygote:
+    """Serves requests over `sock` until it closes. `root`: its own directory, which it removes at the end."""
+
+    def __init__(self, sock: socket.socket, root: str) -> None:
+        self.sock = sock
+        self.root = root
+        self.scenarios: dict[str, Scenario] = {}
+        self.bench: Bench | None = None
+        self.cells: Cells | None = None
+
+    def serve(self) -> None:
+        while True:
+            request = wire.receive(self.sock)
+            try:
+                answer = getattr(self, f"do_{request['do']}")(request)
+            except UsageError as error:
+                answer = {"usage": str(error)}
+            except HarnessError as error:
+                answer = {"harness": str(error)}
+            except Exception:
+                answer = {"harness": traceback.format_exc(limit=-4)}
+            wire.send(self.sock, answer)
+
+    def do_load(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Load the scenario file; from here on this process only forks."""
+        self.scenarios = {one.function: one for one in load(Path(request["file"]), request["label"])}
+        core = request.get("core")
+        if core is not None and hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, {core})
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        return {"loaded": sorted(self.scenarios)}
+
+    def _open(self, request: dict[str, Any]) -> Bench:
+        scenario = self.scenarios.get(request["scenario"])
+        if scenario is None:
+            raise UsageError(f"there is no scenario {request['scenario']} in this file any more")
+        self.bench = Bench(scenario, self.root, self.sock.fileno(), request["timeout"], request["seccomp"])
+        return self.bench
+
+    def do_prepare(self, request: dict[str, Any]) -> dict[str, Any]:
+        return prepare(self._open(request), request["ops"])
+
+    def do_expect(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Take over what another zygote (or this one) prepared: first state, operations, expected states."""
+        self.cells = Cells(self._open(request), Tree.from_plain(request["first"]), request["ops"], request["states"])
+        return {}
+
+    def do_kill(self, request: dict[str, Any]) -> dict[str, Any]:
+        assert self.cells is not None
+        return {"cells": [self.cells.kill(Crash(*crash)) for crash in request["crashes"]]}
+
+    def do_rebuild(self, request: dict[str, Any]) -> dict[str, Any]:
+        assert self.cells is not None
+        events = [from_plain(event) for event in request["events"]]
+        acks = [line.encode() for line in request["acks"]]
+        return self.cells.rebuild(events, acks, request["torn"])
+
+    def end(self) -> None:
+        """Leave nothing behind."""
+        reap_all()
+        try:
+            remove(self.root)
+            os.rmdir(self.root)
+        except OSError:
+            shutil.rmtree(self.root, ignore_errors=True)
+
+
+def main(fd: int, root: str) -> None:
+    """The life of a zygote; in a forked child it returns nothing and the child ends as its entry says."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    bpf.become_subreaper()
+    zygote = Zygote(socket.socket(fileno=fd), root)
+    try:
+        zygote.serve()
+    except BecomeChild as child:
+        entry = child.entry
+    except (wire.Closed, Abandoned):
+        zygote.end()
+        return
+    del zygote  # and with it the socket, before the child opens files under the same number
+    worker.become(entry)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2])

@@ -1,0 +1,27 @@
+"""The settings of one run, as the command line gives them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a run is asked to do. Times are seconds.
+
+    observation: "auto" (system calls; an error where that is impossible), "seccomp", or "steps" (named steps alone).
+    """
+
+    models: tuple[str, ...] = ("kill",)
+    seed: int = 0
+    jobs: int = 1
+    stop_on_first: bool = False
+    timeout: float = 10.0
+    max_time: float | None = None
+    allow_partial: bool = False
+    report_dir: Path = field(default_factory=lambda: Path(".crashtest"))
+    observation: str = "auto"
+    depth: int = 1
+    #: how many operation sequences are drawn when a scenario's `ops` is a strategy
+    examples: int = 5

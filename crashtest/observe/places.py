@@ -1,0 +1,135 @@
+"""Where a call's name arguments lead: from (thread, directory descriptor, path) to a directory of the state and a name.
+
+Guarantees: a place inside the state is named by directory id and last name, after following the symbolic links the
+call would follow; a place outside comes back as its real path; a path that leads nowhere as None (the call fails).
+Reads the live file system while the thread is stopped, so another thread that moves directories at the same moment
+can make it wrong: the record's own proof catches that. Not aware of chroot(2) and mount namespaces.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import NamedTuple, Protocol
+
+AT_FDCWD = 0xFFFFFF9C  # -100 as the unsigned 32 bits a filter sees
+_LINKS = 40  # path_resolution(7): more symbolic links than this are ELOOP
+
+
+class Shadow(Protocol):
+    """The recorder's own picture of the state, kept in step with every event it records."""
+
+    def new_id(self) -> int: ...
+    def size(self, file: int) -> int: ...
+    def content(self, file: int) -> bytearray: ...
+    def path(self, file: int) -> str: ...
+
+
+class Place(NamedTuple):
+    """A name in a directory of the state. fd: an O_PATH descriptor of that directory. path: for people."""
+
+    dir: int
+    fd: int
+    name: str
+    path: str
+
+    def look(self) -> os.stat_result | None:
+        """lstat of the place, or None when there is nothing."""
+        try:
+            return os.stat(self.name, dir_fd=self.fd, follow_symlinks=False)
+        except OSError:
+            return None
+
+
+class State:
+    """The state directory on disk and which of its inodes has which file id."""
+
+    def __init__(self, root: str, shadow: Shadow, inodes: dict[int, int]) -> None:
+        self.root = os.path.realpath(root)
+        self.device = os.stat(root).st_dev
+        self.shadow = shadow
+        self.inodes = inodes
+        self._directories: dict[int, int] = {}
+
+    def close(self) -> None:
+        for fd in self._directories.values():
+            os.close(fd)
+        self._directories.clear()
+
+    def file(self, info: os.stat_result) -> int | None:
+        """The file id of an inode, or None when it is not one of the state's."""
+        return self.inodes.get(info.st_ino) if info.st_dev == self.device else None
+
+    def register(self, info: os.stat_result) -> int:
+        """Give a new inode its file id."""
+        made = self.inodes[info.st_ino] = self.shadow.new_id()
+        old = self._directories.pop(made, None)
+        if old is not None:
+            os.close(old)
+        return made
+
+    def stat(self, file: int) -> os.stat_result | None:
+        """lstat of a file by its id; None when it has no name any more."""
+        try:
+            info = os.lstat(f"{self.root}/{self.shadow.path(file)}")
+        except OSError:
+            return None
+        return info if self.inodes.get(info.st_ino) == file else None
+
+    def read(self, file: int) -> bytes | None:
+        """The content of a file by its id, as it is on disk; None when it has no name any more."""
+        if self.stat(file) is None:
+            return None
+        try:
+            with open(f"{self.root}/{self.shadow.path(file)}", "rb", buffering=0) as opened:
+                return opened.readall()
+        except OSError:
+            return None
+
+    def place(self, thread: int, directory: int, path: str, follow: bool) -> Place | str | None:
+        """Where (directory descriptor, path) leads for a stopped thread; `follow`: the last name's links too."""
+        full = absolute(thread, directory, path)
+        for _ in range(_LINKS):
+            head, _, name = full.rstrip("/").rpartition("/")
+            if not path or name in ("", ".", ".."):
+                return None
+            try:
+                info = os.stat(head or "/")
+            except OSError:
+                return None
+            if not stat.S_ISDIR(info.st_mode):
+                return None
+            file = self.file(info)
+            if file is None:
+                found: Place | str = f"{os.path.realpath(head or '/')}/{name}"
+                here, base = full, head
+            else:
+                if (fd := self._directories.get(file)) is None:
+                    fd = self._directories[file] = os.open(head or "/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                shown = self.shadow.path(file)
+                found = Place(file, fd, name, name if shown == "." else f"{shown}/{name}")
+                here, base = f"/proc/self/fd/{fd}/{name}", f"/proc/self/fd/{fd}"
+            if not follow:
+                return found
+            try:
+                target = os.readlink(here)
+            except OSError:
+                return found
+            full = _rewritten(thread, target) if target.startswith("/") else f"{base}/{target}"
+        return None
+
+
+def absolute(thread: int, directory: int, path: str) -> str:
+    """A path of the stopped thread as a path for this process."""
+    if path.startswith("/"):
+        return _rewritten(thread, path)
+    if directory & 0xFFFFFFFF == AT_FDCWD:
+        return f"/proc/{thread}/cwd/{path}"
+    return f"/proc/{thread}/fd/{directory & 0xFFFFFFFF}/{path}"
+
+
+def _rewritten(thread: int, path: str) -> str:
+    for prefix in ("/proc/self/", "/proc/thread-self/"):
+        if path.startswith(prefix):
+            return f"/proc/{thread}/{path[len(prefix) :]}"
+    return f"/proc/{thread}/fd/{path[8:]}" if path.startswith("/dev/fd/") else path

@@ -1,0 +1,435 @@
+"""A directory tree as bytes in memory: capture it, restore it, change it by a trace's events, compare it.
+
+Guarantees: a tree is names, types, contents, symlink targets, permission bits, owners, `user.*` extended
+attributes and which names are links to one file; two trees have the same digest exactly when all of these agree.
+`restore` then `capture` gives the same digest. Times and inode numbers are not part of a tree: no restored copy can
+have them. Device nodes are refused. Never follows a symbolic link out of the tree.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+from typing import Any
+
+from crashtest.errors import HarnessError, quoted
+from crashtest.trace import SYNCS, Op
+
+_TYPES = {stat.S_IFDIR: "d", stat.S_IFREG: "f", stat.S_IFLNK: "l", stat.S_IFIFO: "p", stat.S_IFSOCK: "s"}
+ROOT = 0
+
+
+class Node:
+    """One file or directory. `type`: d, f, l (symlink), p (fifo) or s (socket)."""
+
+    __slots__ = ("_digest", "data", "entries", "gid", "mode", "parent", "text", "type", "uid", "xattrs")
+
+    def __init__(self, type: str, mode: int, uid: int, gid: int, text: str = "") -> None:
+        self.type = type
+        self.mode = mode
+        self.uid = uid
+        self.gid = gid
+        self.text = text
+        self.data = bytearray()
+        self.xattrs: dict[str, bytes] = {}
+        self.entries: dict[str, int] = {}
+        #: one name it has or last had: (directory id, name)
+        self.parent: tuple[int, str] = (-1, "")
+        self._digest = b""
+
+    def copy(self) -> Node:
+        new = Node(self.type, self.mode, self.uid, self.gid, self.text)
+        new.data = bytearray(self.data)
+        new.xattrs = dict(self.xattrs)
+        new.entries = dict(self.entries)
+        new.parent = self.parent
+        new._digest = self._digest
+        return new
+
+    def dirty(self) -> None:
+        self._digest = b""
+
+    def digest(self) -> bytes:
+        """Of everything but a directory's entries."""
+        if not self._digest:
+            head = repr((self.type, self.mode, self.uid, self.gid, self.text, sorted(self.xattrs.items())))
+            made = hashlib.blake2b(head.encode("utf-8", "surrogateescape"), digest_size=16)
+            made.update(b"\0")
+            made.update(self.data)
+            self._digest = made.digest()
+        return self._digest
+
+
+class Tree:
+    """A tree of `Node`s by file id; id 0 is the directory itself. Changed in place by `apply`."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[int, Node] = {}
+        self._next = 1
+
+    # -- reading ---------------------------------------------------------------------------------------------
+
+    def new_id(self) -> int:
+        self._next += 1
+        return self._next - 1
+
+    def copy(self) -> Tree:
+        new = Tree()
+        new.nodes = {key: node.copy() for key, node in self.nodes.items()}
+        new._next = self._next
+        return new
+
+    def size(self, file: int) -> int:
+        return len(self.nodes[file].data)
+
+    def content(self, file: int) -> bytearray:
+        return self.nodes[file].data
+
+    def path(self, file: int) -> str:
+        """One path of the file relative to the tree ("." for the tree itself), for people."""
+        names: list[str] = []
+        while file != ROOT and file in self.nodes and len(names) < 4096:
+            file, name = self.nodes[file].parent
+            names.append(name)
+        return "/".join(reversed(names)) or "."
+
+    def lookup(self, path: str) -> int | None:
+        """The file id at `path` (no symlinks followed), or None."""
+        at = ROOT
+        for part in path.split("/"):
+            if part not in ("", "."):
+                node = self.nodes[at]
+                if part not in node.entries:
+                    return None
+                at = node.entries[part]
+        return at
+
+    def walk(self) -> Iterator[tuple[str, int]]:
+        """(path, id) of everything reachable, directories before what they hold, names sorted; not the root."""
+        stack: list[tuple[str, int]] = [("", ROOT)]
+        while stack:
+            prefix, at = stack.pop()
+            entries = self.nodes[at].entries
+            for name in sorted(entries):
+                yield prefix + name, entries[name]
+            for name in sorted(entries, reverse=True):
+                if self.nodes[entries[name]].type == "d":
+                    stack.append((f"{prefix}{name}/", entries[name]))
+
+    def names(self) -> list[str]:
+        """Every path in the tree, sorted."""
+        return sorted(path for path, _ in self.walk())
+
+    def digest(self) -> str:
+        """32 hexadecimal digits; equal exactly for equal trees."""
+        made = hashlib.blake2b(self.nodes[ROOT].digest(), digest_size=16)
+        first: dict[int, int] = {}
+        for order, (path, file) in enumerate(self.walk()):
+            made.update(path.encode("utf-8", "surrogateescape"))
+            made.update(b"\0%d\0" % first.setdefault(file, order))
+            made.update(self.nodes[file].digest())
+        return made.hexdigest()
+
+    def differences(self, other: Tree, limit: int = 5) -> list[str]:
+        """How `other` differs from this tree, one line a path, at most `limit` lines."""
+        mine, theirs = dict(self.walk()), dict(other.walk())
+        lines: list[str] = []
+        for path in sorted(mine.keys() | theirs.keys()):
+            shown = quoted(path)
+            if path not in theirs:
+                lines.append(f"{shown}: only in the first")
+            elif path not in mine:
+                lines.append(f"{shown}: only in the second")
+            else:
+                lines.extend(
+                    f"{shown}: {words}" for words in _unlike(self.nodes[mine[path]], other.nodes[theirs[path]])
+                )
+            if len(lines) >= limit:
+                break
+        if not lines and self.digest() != other.digest():
+            root = list(_unlike(self.nodes[ROOT], other.nodes[ROOT]))
+            lines = [f".: {words}" for words in root] or ["the same names are linked to different files"]
+        return lines[:limit]
+
+    # -- changing --------------------------------------------------------------------------------------------
+
+    def apply(self, op: Op) -> None:
+        """Apply one event. Raises `HarnessError` when it does not fit the tree."""
+        if op.kind in SYNCS or op.kind == "utimes":
+            return
+        try:
+            getattr(self, f"_{op.kind}")(op)
+        except (KeyError, AttributeError) as error:
+            raise HarnessError(f"the trace does not fit its first state: {quoted(op.describe())}: {error!r}") from None
+
+    def _bind(self, directory: int, name: str, file: int) -> None:
+        self.nodes[directory].entries[name] = file
+        self.nodes[file].parent = (directory, name)
+
+    def _make(self, op: Op, type: str, bound: bool = True) -> Node:
+        node = Node(type, op.mode, op.uid, op.gid, op.text if type == "l" else "")
+        self.nodes[op.file] = node
+        self._next = max(self._next, op.file + 1)
+        if bound:
+            self._bind(op.dir, op.name, op.file)
+        return node
+
+    def _create(self, op: Op) -> None:
+        self._make(op, "f")
+
+    def _tmpfile(self, op: Op) -> None:
+        self._make(op, "f", bound=False)
+
+    def _mkdir(self, op: Op) -> None:
+        self._make(op, "d")
+
+    def _mknod(self, op: Op) -> None:
+        self._make(op, op.text)
+
+    def _symlink(self, op: Op) -> None:
+        self._make(op, "l")
+
+    def _arrive(self, op: Op) -> None:
+        self._make(op, "f").data[:] = op.data
+
+    def _link(self, op: Op) -> None:
+        self._bind(op.dir2, op.name2, op.file)
+
+    def _unlink(self, op: Op) -> None:
+        del self.nodes[op.dir].entries[op.name]
+
+    _rmdir = _unlink
+    _depart = _unlink
+
+    def _rename(self, op: Op) -> None:
+        del self.nodes[op.dir].entries[op.name]
+        self._bind(op.dir2, op.name2, op.file)
+
+    def _exchange(self, op: Op) -> None:
+        other = self.nodes[op.dir2].entries[op.name2]
+        self._bind(op.dir, op.name, other)
+        self._bind(op.dir2, op.name2, op.file)
+
+    def _write(self, op: Op) -> None:
+        node = self.nodes[op.file]
+        if op.offset > len(node.data):
+            node.data.extend(bytes(op.offset - len(node.data)))
+        node.data[op.offset : op.offset + len(op.data)] = op.data
+        node.dirty()
+
+    def _truncate(self, op: Op) -> None:
+        node = self.nodes[op.file]
+        if op.size < len(node.data):
+            del node.data[op.size :]
+        else:
+            node.data.extend(bytes(op.size - len(node.data)))
+        node.dirty()
+
+    def _allocate(self, op: Op) -> None:
+        if op.size > self.size(op.file):
+            self._truncate(op)
+
+    def _chmod(self, op: Op) -> None:
+        self.nodes[op.file].mode = op.mode
+        self.nodes[op.file].dirty()
+
+    def _chown(self, op: Op) -> None:
+        node = self.nodes[op.file]
+        node.uid, node.gid, node.mode = op.uid, op.gid, op.mode
+        node.dirty()
+
+    def _setxattr(self, op: Op) -> None:
+        self.nodes[op.file].xattrs[op.text] = op.data
+        self.nodes[op.file].dirty()
+
+    def _removexattr(self, op: Op) -> None:
+        del self.nodes[op.file].xattrs[op.text]
+        self.nodes[op.file].dirty()
+
+    # -- the disk --------------------------------------------------------------------------------------------
+
+    def restore(self, directory: str) -> dict[int, int]:
+        """Write this tree into the empty directory `directory`; the inode number of each file id, inverted."""
+        inodes: dict[int, int] = {}
+        made: dict[int, str] = {}
+        modes: list[tuple[str, int]] = []
+        for path, file in self.walk():
+            node, full = self.nodes[file], f"{directory}/{path}"
+            if file in made:
+                os.link(made[file], full, follow_symlinks=False)
+                continue
+            made[file] = full
+            inodes[_write_node(node, full)] = file
+            if node.type == "d":
+                modes.append((full, node.mode))
+        root = self.nodes[ROOT]
+        for full, mode in reversed(modes):
+            os.chmod(full, mode)
+        os.chmod(directory, root.mode)
+        for key, value in root.xattrs.items():
+            os.setxattr(directory, key, value)
+        inodes[os.stat(directory).st_ino] = ROOT
+        return inodes
+
+    @classmethod
+    def capture(cls, directory: str) -> Tree:
+        """Read the tree at `directory`. Raises `HarnessError` on a device node, OSError when it cannot be read."""
+        tree = cls()
+        info = os.stat(directory)
+        root = Node("d", stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid)
+        _read_xattrs(root, directory)
+        tree.nodes[ROOT] = root
+        links: dict[int, int] = {}
+        stack = [(directory, ROOT)]
+        while stack:
+            at, parent = stack.pop()
+            with _readable(at, tree.nodes[parent]), os.scandir(at) as entries:
+                found = sorted((entry.name, entry) for entry in entries)
+                for name, entry in found:
+                    info = entry.stat(follow_symlinks=False)
+                    if info.st_nlink > 1 and info.st_ino in links:
+                        tree.nodes[parent].entries[name] = links[info.st_ino]
+                        continue
+                    file = tree.new_id()
+                    node = tree.nodes[file] = _read_node(entry.path, info)
+                    tree._bind(parent, name, file)
+                    if node.type == "d":
+                        stack.append((entry.path, file))
+                    elif info.st_nlink > 1:
+                        links[info.st_ino] = file
+        return tree
+
+    # -- messages --------------------------------------------------------------------------------------------
+
+    def to_plain(self) -> dict[str, Any]:
+        """For a message or a file; `from_plain` gives the tree back with the same file ids."""
+        nodes = [
+            [key, n.type, n.mode, n.uid, n.gid, n.text, bytes(n.data), n.xattrs, n.entries, list(n.parent)]
+            for key, n in self.nodes.items()
+        ]
+        return {"next": self._next, "nodes": nodes}
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> Tree:
+        tree = cls()
+        tree._next = plain["next"]
+        for key, type_, mode, uid, gid, text, data, xattrs, entries, parent in plain["nodes"]:
+            node = tree.nodes[key] = Node(type_, mode, uid, gid, text)
+            node.data[:] = data
+            node.xattrs, node.entries, node.parent = dict(xattrs), dict(entries), (parent[0], parent[1])
+        return tree
+
+
+def _unlike(mine: Node, theirs: Node) -> Iterator[str]:
+    if mine.type != theirs.type:
+        yield f"type {mine.type} and {theirs.type}"
+        return
+    if mine.mode != theirs.mode:
+        yield f"mode {mine.mode:o} and {theirs.mode:o}"
+    if (mine.uid, mine.gid) != (theirs.uid, theirs.gid):
+        yield f"owner {mine.uid}:{mine.gid} and {theirs.uid}:{theirs.gid}"
+    if mine.text != theirs.text:
+        yield f"target {quoted(mine.text)} and {quoted(theirs.text)}"
+    if mine.xattrs != theirs.xattrs:
+        yield f"extended attributes {sorted(mine.xattrs)} and {sorted(theirs.xattrs)} (or their values)"
+    if mine.data != theirs.data:
+        short = min(len(mine.data), len(theirs.data))
+        at = next((i for i in range(short) if mine.data[i] != theirs.data[i]), short)
+        yield f"content differs at byte {at} (sizes {len(mine.data)} and {len(theirs.data)})"
+
+
+def _write_node(node: Node, full: str) -> int:
+    """Make the file; its inode number."""
+    if node.type == "d":
+        os.mkdir(full, 0o700)
+    elif node.type == "f":
+        fd = os.open(full, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        view = memoryview(node.data)
+        while view:
+            view = view[os.write(fd, view) :]
+        os.fchmod(fd, node.mode)
+        os.close(fd)
+    elif node.type == "l":
+        os.symlink(node.text, full)
+    else:
+        os.mknod(full, (stat.S_IFIFO if node.type == "p" else stat.S_IFSOCK) | 0o600)
+        os.chmod(full, node.mode)
+    info = os.lstat(full)
+    if (info.st_uid, info.st_gid) != (node.uid, node.gid):
+        os.chown(full, node.uid, node.gid, follow_symlinks=False)
+        if node.type == "f":
+            os.chmod(full, node.mode)
+    for key, value in node.xattrs.items():
+        os.setxattr(full, key, value, follow_symlinks=False)
+    return info.st_ino
+
+
+def _read_node(full: str, info: os.stat_result) -> Node:
+    type_ = _TYPES.get(stat.S_IFMT(info.st_mode))
+    if type_ is None:
+        raise HarnessError(f"{quoted(full)} is a device node, which cannot be part of a state; leave it out")
+    node = Node(type_, stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid)
+    if type_ == "l":
+        node.text = os.readlink(full)
+    elif type_ == "f" and info.st_size:
+        node.data[:] = _read_file(full, node.mode)
+    if type_ in "df":
+        _read_xattrs(node, full)
+    return node
+
+
+def _read_file(full: str, mode: int) -> bytes:
+    try:
+        fd = os.open(full, os.O_RDONLY | os.O_NOFOLLOW)
+    except PermissionError:
+        os.chmod(full, mode | 0o400)
+        fd = os.open(full, os.O_RDONLY | os.O_NOFOLLOW)
+        os.chmod(full, mode)
+    with os.fdopen(fd, "rb", buffering=0) as file:
+        return file.readall()
+
+
+def _read_xattrs(node: Node, full: str) -> None:
+    if not hasattr(os, "listxattr"):
+        return
+    try:
+        node.xattrs = {key: os.getxattr(full, key) for key in os.listxattr(full) if key.startswith("user.")}
+    except OSError:
+        node.xattrs = {}
+
+
+class _readable:
+    """Within it a directory can be listed by its owner, whatever its permission bits say."""
+
+    def __init__(self, path: str, node: Node) -> None:
+        self._path, self._mode = path, node.mode
+
+    def __enter__(self) -> None:
+        if self._mode & 0o500 != 0o500:
+            os.chmod(self._path, self._mode | 0o700)
+
+    def __exit__(self, *_: object) -> None:
+        if self._mode & 0o500 != 0o500:
+            os.chmod(self._path, self._mode)
+
+
+def remove(directory: str) -> None:
+    """Delete everything below `directory`, whatever its permission bits say; the directory itself stays."""
+    try:
+        _remove_below(directory)
+    except PermissionError:
+        os.chmod(directory, 0o700)
+        _remove_below(directory)
+
+
+def _remove_below(directory: str) -> None:
+    with os.scandir(directory) as entries:
+        found = list(entries)
+    for entry in found:
+        if entry.is_dir(follow_symlinks=False):
+            remove(entry.path)
+            os.rmdir(entry.path)
+        else:
+            os.unlink(entry.path)

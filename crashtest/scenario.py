@@ -1,0 +1,296 @@
+"""What a user declares: one decorated workload, with its parts hung on it, and how such files are found.
+
+Guarantees: a declaration that cannot be judged as it stands (a guarantee that needs a missing part, an unknown
+name) is a `UsageError` when it is collected, never a silent pass. Loading a file executes it: it is the user's
+own code. Imports the standard library only, because workers load it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from crashtest.errors import UsageError, quoted
+from crashtest.values import canonical
+
+GUARANTEES = ("recovers", "atomic", "durable", "ordered", "idempotent", "live", "clean", "visible", "check")
+DEFAULT = frozenset({"recovers", "atomic", "durable", "ordered", "idempotent"})
+ALL = frozenset(GUARANTEES) - {"check"}
+MODELS = ("kill",)
+
+OpsPart = TypeVar("OpsPart", bound=Callable[[], Any])
+DirPart = TypeVar("DirPart", bound=Callable[[Path], Any])
+CheckPart = TypeVar("CheckPart", bound=Callable[[Path, list[Any]], Any])
+Setup = Mapping[str, "bytes | str"] | Callable[[Path], object]
+Expect = Iterable[str] | Mapping[str, Iterable[str]]
+
+
+class Run:
+    """What a workload is given: a directory, the operations to do, and a way to tell the world of each one.
+
+    `dir` is the state directory (`pathlib.Path`), `ops` the operations of this run (a list; empty when the
+    scenario has no `ops`).
+    """
+
+    def __init__(self, directory: Path, ops: Sequence[Any], tell: Callable[[bytes], None]) -> None:
+        self.dir = directory
+        self.ops = list(ops)
+        self._tell = tell
+        self._told = 0
+
+    def ack(self, value: Any = None, *, same: bool = False) -> None:
+        """Tell the outside world that the next operation is done; it has left the process when this returns.
+
+        `value` is any plain value, handed to `@x.check`. `same=True` says that this operation changes nothing
+        an observation can see. One operation gives one ack, also when it was refused. Raises `UsageError` when
+        `value` is not plain.
+        """
+        text = canonical(value, "the value of run.ack()")
+        self._told += 1
+        self._tell(f"{int(same)}{text}\n".encode())
+
+
+@dataclass
+class Scenario:
+    """One workload and its parts. Made by `@scenario`; the attributes are read by the harness."""
+
+    workload: Callable[[Run], object]
+    setup: Setup = field(default_factory=dict)
+    guarantees: frozenset[str] = DEFAULT
+    expect: Expect = ()
+    steps: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    allow_outside: tuple[str, ...] = ()
+    timeout: float | None = None
+    file: str = ""
+    make_ops: Callable[[], Any] | None = None
+    do_recover: Callable[[Path], object] | None = None
+    do_observe: Callable[[Path], Any] | None = None
+    do_glance: Callable[[Path], Any] | None = None
+    do_check: Callable[[Path, list[Any]], object] | None = None
+
+    @property
+    def function(self) -> str:
+        return self.workload.__name__
+
+    @property
+    def name(self) -> str:
+        """`path::function`, as it is written in reports and ids."""
+        return f"{self.file}::{self.function}"
+
+    # The parts hang on the workload the way property setters do; each decorator gives the function back.
+
+    def ops(self, function: OpsPart) -> OpsPart:
+        """The operations: a list of plain values, or a Hypothesis strategy for one. Main process only."""
+        self.make_ops = function
+        return function
+
+    def recover(self, function: DirPart) -> DirPart:
+        """What starting again after a crash does. Runs in a fresh process."""
+        self.do_recover = function
+        return function
+
+    def observe(self, function: DirPart) -> DirPart:
+        """What the recovered state is, as a plain value. Runs in a fresh process."""
+        self.do_observe = function
+        return function
+
+    def glance(self, function: DirPart) -> DirPart:
+        """What a reader sees before any recovery; it opens nothing that recovers. Needed by `visible`."""
+        self.do_glance = function
+        return function
+
+    def check(self, function: CheckPart) -> CheckPart:
+        """Assertions of one's own over the recovered directory and the values acked so far."""
+        self.do_check = function
+        return function
+
+    def claimed(self) -> frozenset[str]:
+        """The guarantees this scenario claims; `recovers` always, `check` when it has one."""
+        return self.guarantees | {"recovers"} | ({"check"} if self.do_check else frozenset())
+
+    def expected(self, model: str) -> frozenset[str]:
+        """The guarantees that must be caught violated under `model`."""
+        if isinstance(self.expect, Mapping):
+            return frozenset(self.expect.get(model, ()))
+        return frozenset(self.expect)
+
+    def validate(self) -> None:
+        """Raises `UsageError` when the declaration cannot be judged as it stands."""
+        expected: set[str] = set()
+        if isinstance(self.expect, Mapping):
+            unknown_models = sorted(set(self.expect) - set(MODELS))
+            if unknown_models:
+                raise UsageError(f"{self.name}: expect names unknown models {unknown_models}; known: {list(MODELS)}")
+            for names in self.expect.values():
+                expected |= set(names)
+        else:
+            expected = set(self.expect)
+        unknown = sorted((set(self.guarantees) | expected) - set(GUARANTEES))
+        if unknown:
+            raise UsageError(f"{self.name}: unknown guarantees {unknown}; known: {', '.join(GUARANTEES)}")
+        if self.do_observe is None:
+            raise UsageError(f"{self.name} has no observe part; add @{self.function}.observe, which returns the state")
+        if "live" in self.guarantees and self.make_ops is None:
+            raise UsageError(f"{self.name} claims live, which needs @{self.function}.ops")
+        if "visible" in self.guarantees and self.do_glance is None:
+            raise UsageError(f"{self.name} claims visible, which needs @{self.function}.glance")
+        unclaimed = sorted(expected - self.claimed())
+        if unclaimed:
+            raise UsageError(
+                f"{self.name} expects {unclaimed} violated, but does not claim them; add them to guarantees"
+            )
+
+
+def scenario(
+    workload: Callable[[Run], object] | None = None,
+    *,
+    setup: Setup | None = None,
+    guarantees: Iterable[str] = DEFAULT,
+    expect: Expect = (),
+    steps: Iterable[str] = (),
+    ignore: Iterable[str] = (),
+    allow_outside: Iterable[str] = (),
+    timeout: float | None = None,
+) -> Any:
+    """Declare a scenario; decorates the workload, a function of one `Run`.
+
+    setup: a dict of file names to contents, or a function of the (empty) state directory.
+    guarantees: the names claimed (`DEFAULT`, `DEFAULT | {"live", "clean"}`, ...).
+    expect: guarantees that must be caught violated (known-bad software), a set or a dict by model.
+    steps: every named step the program under test has; those no crash point reached are reported.
+    ignore: globs of names that `clean` passes over.
+    allow_outside: globs of paths outside the state directory that may change.
+    timeout: seconds that one run of a part may take (default: the run's `--timeout`).
+    """
+    for label, value in (("guarantees", guarantees), ("steps", steps), ("ignore", ignore)):
+        if isinstance(value, str):
+            raise UsageError(f"{label}={value!r} is a string; give a set of names: {label}={{{value!r}}}")
+    if isinstance(expect, str):
+        raise UsageError(f"expect={expect!r} is a string; give a set of names: expect={{{expect!r}}}")
+
+    def declare(function: Callable[[Run], object]) -> Scenario:
+        return Scenario(
+            workload=function,
+            setup={} if setup is None else setup,
+            guarantees=frozenset(guarantees),
+            expect=expect if isinstance(expect, Mapping) else frozenset(expect),
+            steps=tuple(steps),
+            ignore=tuple(ignore),
+            allow_outside=tuple(allow_outside),
+            timeout=timeout,
+            file=function.__code__.co_filename,
+        )
+
+    return declare if workload is None else declare(workload)
+
+
+def _import_root(path: Path) -> tuple[Path, str]:
+    """The directory to import `path` from and its dotted name: the first parent that is no package."""
+    parts = [path.stem]
+    root = path.parent
+    while (root / "__init__.py").exists() and root.name.isidentifier():
+        parts.insert(0, root.name)
+        root = root.parent
+    return root, ".".join(parts)
+
+
+def load(path: Path, shown_as: str | None = None) -> list[Scenario]:
+    """Execute the scenario file `path`; its scenarios in the order of their definition.
+
+    `shown_as` is the path used in names and ids. Raises `UsageError` (with the cause's place) when the file
+    cannot be read, has a syntax error, or fails while it is imported.
+    """
+    label = shown_as or str(path)
+    path = path.resolve()
+    root, name = _import_root(path)
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    known = sys.modules.get(name)
+    if known is None or getattr(known, "__file__", None) != str(path):
+        name = name if known is None else f"{name}__{zlib.crc32(os.fsencode(path)):x}"
+        spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None or spec.loader is None:
+            raise UsageError(f"{label} is not a Python file")
+        known = importlib.util.module_from_spec(spec)
+        sys.modules[name] = known
+        try:
+            spec.loader.exec_module(known)
+        except SyntaxError as error:
+            del sys.modules[name]
+            raise UsageError(
+                f"{label} has a syntax error at {quoted(error.filename or label)}:{error.lineno}: {quoted(error.msg)}"
+            ) from error
+        except ModuleNotFoundError as error:
+            del sys.modules[name]
+            raise UsageError(
+                f"{label} needs the module {error.name!r}, which is not installed here; install it, or leave this "
+                "file out (the ready scenarios need: pip install 'jin-crashtest[scenarios]')"
+            ) from error
+        except UsageError:
+            del sys.modules[name]
+            raise
+        except (Exception, SystemExit) as error:
+            del sys.modules[name]
+            raise UsageError(
+                f"{label} could not be loaded: {type(error).__name__}: {quoted(error)}{_place(error)}"
+            ) from error
+    found: dict[str, Scenario] = {}
+    for value in vars(known).values():
+        if isinstance(value, Scenario) and os.path.realpath(value.workload.__code__.co_filename) == str(path):
+            value.file = label
+            if found.setdefault(value.function, value) is not value:
+                raise UsageError(f"{label} defines two scenarios named {value.function}; rename one of them")
+    for one in found.values():
+        one.validate()
+    return list(found.values())
+
+
+def _place(error: BaseException) -> str:
+    trace = error.__traceback__
+    last = None
+    while trace is not None:
+        if "importlib" not in trace.tb_frame.f_code.co_filename:
+            last = trace
+        trace = trace.tb_next
+    return "" if last is None else f" (at {last.tb_frame.f_code.co_filename}:{last.tb_lineno})"
+
+
+def discover(paths: Iterable[str | Path]) -> list[tuple[Path, str]]:
+    """The scenario files below `paths`: (path, name to show), each once, sorted within each directory.
+
+    A directory is searched for `*.py` files that do not begin with `_` or `test_`; a file is taken as it is.
+    Raises `UsageError` when a path does not exist.
+    """
+    found: dict[Path, str] = {}
+    for given in paths:
+        path = Path(given)
+        if path.is_dir():
+            files = sorted(
+                p
+                for p in path.rglob("*.py")
+                if not p.name.startswith(("_", "test_", "conftest"))
+                and not any(part.startswith((".", "__")) for part in p.relative_to(path).parts[:-1])
+            )
+        elif path.exists():
+            files = [path]
+        else:
+            raise UsageError(f"{quoted(given)} does not exist; give a scenario file or a directory of them")
+        for file in files:
+            found.setdefault(file.resolve(), _label(file))
+    return list(found.items())
+
+
+def _label(file: Path) -> str:
+    """The path as it stands in names: relative to the current directory where possible, with forward slashes."""
+    absolute = file.resolve()
+    try:
+        return absolute.relative_to(Path.cwd().resolve()).as_posix()
+    except ValueError:
+        return absolute.as_posix()

@@ -1,0 +1,1 @@
+"""The transaction engine, put to the test: real git, real files, killed at every step."""
