@@ -82,7 +82,7 @@ class Op(NamedTuple):
         if self.kind == "write":
             return f"{self.call}({self.path}, {len(self.data)} bytes at {self.offset})"
         if self.kind in ("truncate", "allocate"):
-            return f"{self.call}({self.path}, {self.size})"
+            return f"{self.call}({self.path}, to {self.size} bytes)"
         if self.kind == "chmod":
             return f"{self.call}({self.path}, {self.mode:o})"
         return f"{self.call}({self.path})"
@@ -130,11 +130,12 @@ class Trace(NamedTuple):
 
 
 def crash_points(events: list[Event]) -> list[int]:
-    """The cuts at which a crash is tried: before every named step and change, after every ack, after the end."""
+    """The cuts at which a crash is tried: before every named step and change, before and after every ack, and after
+    the normal end (docs/adr/0002: the state just before an ack is where `ordered` breaks)."""
     cuts = {len(events)}
     for index, event in enumerate(events):
         if type(event) is Ack:
-            cuts.add(index + 1)
+            cuts.update((index, index + 1))
         elif type(event) is Step or (type(event) is Op and event.kind in CHANGES and event.call != "mmap"):
             cuts.add(index)
     return sorted(cuts)

@@ -342,14 +342,14 @@ def _violations(scenario: Scenario, examples: list[Example]) -> list[Violation]:
     return sorted(found.values(), key=lambda v: (v.expected, GUARANTEES.index(v.guarantee)))
 
 
-def find(examples: list[Example], identity: str) -> tuple[Example, Cell] | None:
-    """The example and cell that an id names."""
+def find(examples: list[Example], identity: str) -> tuple[Example, Cell | None]:
+    """The example and cell that a violation's id names; no cell when the run without a crash showed it."""
     for example in examples:
         name = example_id(example.ops)
         for cell, _ in example.cells:
             if cell_id(example.scenario.name, name, cell, "kill") == identity:
                 return example, cell
-    return None
+    return next(e for e in examples if e.prepared["fault"]), None
 
 
 def _steps(made: ScenarioResult, scenario: Scenario, examples: list[Example]) -> None:

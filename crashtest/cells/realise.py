@@ -77,6 +77,8 @@ class Bench:
         self.control = control
         self.timeout = scenario.timeout or timeout
         self.program = bpf.program() if seccomp else None
+        #: how parts that may change files end (`worker.child`)
+        self.end = "orderly"
         for name in ("state", "home", "tmp"):
             os.makedirs(f"{root}/{name}", mode=0o700, exist_ok=True)
         self.environment = {**ENVIRONMENT, "HOME": f"{root}/home", "TMPDIR": f"{root}/tmp"}
@@ -126,7 +128,8 @@ class Bench:
 
     def _part(self, name: str, function: Callable[..., Any], *more: Any, **options: Any) -> Restarted:
         looks = name in ("glance", "check") or (name == "observe" and self.scenario.do_recover is not None)
-        out = self._supervise(worker.part(function, self.state, name, *more), only_looks=looks, **options).run()
+        end = "at once" if looks else self.end
+        out = self._supervise(worker.part(function, self.state, name, *more), end=end, **options).run()
         return self._part_result(name, out)
 
     def _part_result(self, name: str, out: Outcome) -> Restarted:
@@ -150,29 +153,48 @@ class Bench:
             raise UsageError(f"{self.scenario.name}: glance changes files ({changed[0]}); it must only look")
         return seen
 
-    def restart(self, but: frozenset[int] = frozenset(), on_lock: Callable[[int], None] | None = None) -> Restarted:
-        """Recover and observe what is on disk, each in a fresh process."""
+    def restart(self, known: dict[str, str] | None = None) -> Restarted:
+        """Recover and observe what is on disk, each in a fresh process.
+
+        known: digests of recovered trees that have been observed, with what was seen; a tree in it is not
+        observed again, a new one is added.
+        """
+        assert self.scenario.do_observe is not None
         notes: list[str] = []
+        before = None
         if self.scenario.do_recover is not None:
-            options: dict[str, Any] = {}
-            if on_lock is not None:
-                options = {"but": but, "on_lock": on_lock, "filter_program": self.program}
-            recovered = self._part("recover", self.scenario.do_recover, **options)
+            recovered = self._part("recover", self.scenario.do_recover)
             if recovered.failure:
                 recovered.failure = f"recovery {recovered.failure}"
                 return recovered
-            notes = recovered.notes
-        tree = self.capture() if not but else None
-        assert self.scenario.do_observe is not None
-        seen = self._part("observe", self.scenario.do_observe, but=but)
-        if seen.failure:
-            seen.failure = f"observe {seen.failure}"
+            notes, before = recovered.notes, self.capture()
+            if known is not None and before.digest() in known:
+                return Restarted(value=known[before.digest()], tree=before, notes=notes)
+        seen = self._part("observe", self.scenario.do_observe)
+        seen.failure = seen.failure and f"observe {seen.failure}"
         seen.notes = notes + seen.notes
-        if tree is not None:
-            after = self.capture()
-            if tree.digest() != after.digest():
-                seen.observe_changed = tree.differences(after, 3)
-            seen.tree = tree if self.scenario.do_recover is not None else after
+        after = self.capture()
+        seen.tree = before or after
+        if before is not None and before.digest() != after.digest():
+            seen.observe_changed = before.differences(after, 3)
+        if known is not None and not seen.failure:
+            known[seen.tree.digest()] = seen.value
+        return seen
+
+    def restart_beside(self, held: frozenset[int], on_lock: Callable[[int], None]) -> Restarted:
+        """Recover what is on disk while the processes `held` are stopped; on_lock lets them go."""
+        recover = self.scenario.do_recover
+        if recover is None:
+            return Restarted()
+        done = self._part("recover", recover, but=held, on_lock=on_lock, filter_program=self.program)
+        done.failure = done.failure and f"recovery {done.failure}"
+        return done
+
+    def look(self) -> Restarted:
+        """Observe what is on disk."""
+        assert self.scenario.do_observe is not None
+        seen = self._part("observe", self.scenario.do_observe)
+        seen.failure = seen.failure and f"observe {seen.failure}"
         return seen
 
     def check(self, acked: list[str]) -> str:
@@ -211,7 +233,7 @@ class Bench:
             options.update(steps=True, builtin_steps=self.program is None, crash=crash)
         if keep_acked:
             options["on_ack"] = lambda: kept.append(self.capture())
-        supervision = self._supervise(body, **options)
+        supervision = self._supervise(body, end=self.end, **options)
         outcome = supervision.run()
         disk = self.capture()
         proof = shadow.differences(disk) if shadow is not None and not supervision.held() else []
@@ -271,7 +293,9 @@ class Cells:
         self.ops = ops
         self.states = states
         self.known: dict[str, dict[str, Any]] = {}
+        self._observed: dict[str, str] = {}
         self._again: dict[str, dict[str, Any]] = {}
+        bench.end = "quick"
         self._live: dict[tuple[str, int], dict[str, Any]] = {}
         self._checked: dict[tuple[str, int], str] = {}
         self._rest_done = False
@@ -310,14 +334,12 @@ class Cells:
     def _late(self, crash: Crash, ran: Ran, supervision: Supervision) -> dict[str, Any]:
         """Recovery starts while the killed worker's children are held; they go on when it waits for a lock."""
         but = supervision.held()
-        restarted = self.bench.restart(but, supervision.drain)
+        restarted = self.bench.restart_beside(but, supervision.drain)
         out = supervision.finish()
         cell = self._cell(crash, ran, out)
-        if not restarted.failure:
-            assert self.bench.scenario.do_observe is not None
-            after = self.bench._part("observe", self.bench.scenario.do_observe)
-            restarted.value, restarted.failure = after.value, after.failure and f"observe {after.failure}"
         tree = self.bench.capture()
+        if not restarted.failure:
+            restarted = self.bench.look()
         digest = f"late:{tree.digest()}"
         self.known[digest] = self._facts(restarted, tree)
         cell.update(
@@ -348,10 +370,10 @@ class Cells:
                 **self._facts(Restarted("was not tried: three recoveries timed out already"), None),
                 "skipped": True,
             }
-        restarted = self.bench.restart()
+        restarted = self.bench.restart(self._observed)
         if restarted.timeout:  # a slow moment of the machine is not a violation: once more, alone
             self.bench.restore(disk)
-            restarted = self.bench.restart()
+            restarted = self.bench.restart(self._observed)
             self._timeouts += restarted.timeout
             if restarted.timeout:
                 restarted.failure += ", twice"
@@ -384,7 +406,7 @@ class Cells:
         if known is None:
             if first.observe_changed:
                 self.bench.restore(first.tree)
-            second = self.bench.restart()
+            second = self.bench.restart(self._observed)
             known = self._again[digest] = {"failure": second.failure, "observed": second.value}
         return known
 
@@ -420,8 +442,12 @@ class Cells:
             if not words and len(ran.outcome.acks) != last - number:
                 done["failure"] = f"{len(ran.outcome.acks)} of {last - number} operations were acked"
             if not done["failure"]:
-                seen = self.bench.restart()
-                done["failure"], done["observed"] = seen.failure, seen.value
+                after = self.known.get(ran.disk.digest())  # a tree that has been recovered already
+                if after is not None and not after["skipped"]:
+                    done["failure"], done["observed"] = after["failure"], after["observed"]
+                else:
+                    seen = self.bench.restart(self._observed)
+                    done["failure"], done["observed"] = seen.failure, seen.value
             self._live[key] = done
         return self._live[key]
 

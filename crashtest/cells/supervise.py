@@ -119,7 +119,7 @@ class Supervision:
         make_recorder: Callable[[dict[int, str]], Recorder] | None = None,
         steps: bool = False,
         builtin_steps: bool = False,
-        only_looks: bool = False,
+        end: str = "orderly",
         state: str = "",
         stacks: bool = False,
         crash: Crash | None = None,
@@ -148,7 +148,7 @@ class Supervision:
         self._events: list[Event] = []  # steps and acks, when nothing else is observed
         self._listener: Listener | None = None
         self.recorder: Recorder | None = None
-        self._fork(body, cwd, environment, output, filter_program, make_recorder, steps, builtin_steps, only_looks)
+        self._fork(body, cwd, environment, output, filter_program, make_recorder, steps, builtin_steps, end)
 
     # -- the fork ----------------------------------------------------------------------------------------------
 
@@ -162,7 +162,7 @@ class Supervision:
         make_recorder: Callable[[dict[int, str]], Recorder] | None,
         steps: bool,
         builtin_steps: bool,
-        only_looks: bool,
+        end: str,
     ) -> None:
         self._result, result = os.pipe()
         self._ack, ack = os.pipe()
@@ -176,10 +176,11 @@ class Supervision:
             for fd, name in ((ack, "ack"), (step, "step"), (stack, "stack"), (result, "quiet"))
             if fd >= 0
         }
+        pipes = Pipes(result, out_fd, ack, step, stack, theirs.fileno())
+        entry = worker.child(pipes, cwd, environment, filter_program, body, parent, builtin_steps, end)
         self.worker = os.fork()
         if self.worker == 0:
-            pipes = Pipes(result, out_fd, ack, step, stack, theirs.detach())
-            entry = worker.child(pipes, cwd, environment, filter_program, body, parent, builtin_steps, only_looks)
+            theirs.detach()
             raise BecomeChild(entry)
         for fd in (result, ack, step, stack):
             if fd >= 0:
@@ -230,7 +231,7 @@ class Supervision:
 
     def _loop(self) -> None:
         while True:
-            if time.monotonic() > self._deadline:
+            if time.monotonic() > self._deadline and not self._worker_gone:
                 self.out.end = "timeout"
                 self._kill_group()
                 return

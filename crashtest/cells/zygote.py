@@ -36,6 +36,7 @@ class Zygote:
     def __init__(self, sock: socket.socket, root: str) -> None:
         self.sock = sock
         self.root = root
+        self.parent = os.getppid()
         self.scenarios: dict[str, Scenario] = {}
         self.bench: Bench | None = None
         self.cells: Cells | None = None
@@ -97,6 +98,14 @@ class Zygote:
             os.rmdir(self.root)
         except OSError:
             shutil.rmtree(self.root, ignore_errors=True)
+        if os.getppid() != self.parent:
+            self._end_for_main()
+
+    def _end_for_main(self) -> None:
+        """The main process was killed: the last zygote of its run removes the run's directory."""
+        run = os.path.dirname(self.root)
+        if not any(name.startswith("slot-") for name in os.listdir(run)):
+            shutil.rmtree(run, ignore_errors=True)
 
 
 def main(fd: int, root: str) -> None:

@@ -95,6 +95,9 @@ class Calls:
             self.unmodelled.append(words)
 
     def _elsewhere(self, call: str, path: str) -> None:
+        """A change outside the state; beside it lie the output, HOME and TMPDIR that the harness itself gave."""
+        if path.startswith(os.path.dirname(self.state.root) + "/"):
+            return
         words = f"{call} {path}"
         if words not in self.outside:
             self.outside.append(words)
@@ -550,14 +553,16 @@ class Calls:
         if not isinstance(new, Place) or new.look() is not None:
             return None
         file = self.state.file(info)
-        if file is None:
-            self._cannot(f"{new.path} is made a second name of {source}, a file outside the state")
-            return None
-        op = self._op(stop, "link", file, dir2=new.dir, name2=new.name, path2=new.path)
+        op = self._op(stop, "link", -1 if file is None else file, dir2=new.dir, name2=new.name, path2=new.path)
 
         def confirm(strict: bool) -> list[Op]:
             now = new.look()
-            return [op] if now is not None and now.st_ino == info.st_ino else []
+            if now is None or now.st_ino != info.st_ino:
+                return []
+            if file is None:
+                self._cannot(f"{new.path} was made a second name of {source}, a file outside the state")
+                return []
+            return [op]
 
         return Pending(stop, op.call, op, confirm)
 
@@ -584,15 +589,29 @@ class Calls:
             return None if found is None else found[0]
         return self._named_file(stop, self.name(stop), directory, path, not flags & _AT_SYMLINK_NOFOLLOW)
 
+    def _looker(self, stop: Stop, file: int) -> Callable[[], os.stat_result | None]:
+        """How to look at a file now and later: by its name, or by its descriptor when it has none."""
+        if self.state.stat(file) is not None or self.name(stop) not in ("fchmod", "fchown"):
+            return lambda: self.state.stat(file)
+
+        def through_descriptor() -> os.stat_result | None:
+            try:
+                return self.processes.descriptor(stop.thread, stop.args[0] & 0xFFFFFFFF)
+            except Gone:
+                return None
+
+        return through_descriptor
+
     def _attributes(self, stop: Stop, kind: str, file: int | None) -> Pending | None:
         """chmod or chown: the new mode and owner are read back."""
         if file is None:
             return None
-        before = self.state.stat(file)
+        look = self._looker(stop, file)
+        before = look()
         op = self._op(stop, kind, file)
 
         def confirm(strict: bool) -> list[Op]:
-            now = self.state.stat(file)
+            now = look()
             if now is None or before is None or _owner_and_mode(now) == _owner_and_mode(before):
                 return []
             return [op._replace(mode=stat.S_IMODE(now.st_mode), uid=now.st_uid, gid=now.st_gid)]
@@ -645,6 +664,8 @@ class Calls:
         key = self.processes.string(stop.thread, address)
         if file is None or key.startswith(("security.", "trusted.")):
             return None
+        if key == "system.posix_acl_access":
+            return self._access_list(stop, file)
         if not key.startswith("user."):
             self._cannot(f"the extended attribute {key} of {self.state.shadow.path(file)}")
             return None
@@ -661,6 +682,22 @@ class Calls:
 
         kind = "setxattr" if "set" in self.name(stop) else "removexattr"
         return Pending(stop, self.name(stop), self._op(stop, kind, file, text=key), confirm)
+
+    def _access_list(self, stop: Stop, file: int) -> Pending | None:
+        """An access list that says no more than the mode becomes the mode (acl(5)); a longer one is not modelled."""
+        changed = self._attributes(stop, "chmod", file)
+        if changed is None:
+            return None
+        path = f"{self.state.root}/{self.state.shadow.path(file)}"
+        confirm = changed.confirm
+
+        def checked(strict: bool) -> list[Op]:
+            if _getxattr(path, "system.posix_acl_access") is not None:
+                self._cannot(f"the access list of {self.state.shadow.path(file)}")
+            return confirm(strict)
+
+        changed.confirm = checked
+        return changed
 
     def _setxattr(self, stop: Stop, a: tuple[int, ...]) -> Pending | None:
         return self._xattr(stop, self._target(stop, AT_FDCWD, a[0]), a[1])

@@ -59,8 +59,10 @@ class Recorder:
         flight = self._flight
         if flight is not None:
             own = flight.stop.thread == stop.thread
+            # ask first whether it is over and then look: the other way round a call that ends in between is missed
+            over = own or give_up or not _under_way(flight.stop)
             made = flight.confirm(not own)
-            if not own and not made and not give_up and _under_way(flight.stop):
+            if not made and not over:
                 return False
             self._flight = None
             self._append(made, flight.stop.thread, self._flight_where, self._began)

@@ -205,9 +205,9 @@ class Runner:
             self.stopped = "interrupted"
         finally:
             self._end()
-            for job in jobs:
-                if job.started and not job.done:
-                    self._finish(job)
+        for job in jobs:
+            if job.started and not job.done:
+                self._finish(job)
 
     def _drive(self, jobs: list[_Job], began: float) -> None:
         waiting = deque(jobs)
@@ -473,10 +473,7 @@ def store(job: _Job, made: ScenarioResult, settings: Settings) -> None:
     """Write each violation to the report directory, as data that `replay` runs again."""
     folder = settings.report_dir / "violations"
     for violation in made.violations:
-        found = find(job.examples, violation.id)
-        if found is None:
-            continue
-        example, cell = found
+        example, cell = find(job.examples, violation.id)
         signature = [event.describe() for event in example.events]
         record = {
             "schema": 1,
@@ -488,7 +485,7 @@ def store(job: _Job, made: ScenarioResult, settings: Settings) -> None:
             "model": violation.model,
             "seed": settings.seed,
             "ops": example.ops,
-            "cell": list(cell),
+            "cell": list(cell) if cell is not None else None,
             "point": violation.point,
             "wanted": violation.wanted,
             "observed": violation.observed,
@@ -509,7 +506,7 @@ def replay(record_path: Path, settings: Settings, emit: Emit) -> RunResult:
     """
     try:
         record = json.loads(record_path.read_text())
-        cell = Cell(*record["cell"])
+        cells = [Cell(*record["cell"])] if record["cell"] is not None else []
         ops, file, label = record["ops"], Path(record["file"]), record["scenario"].rpartition("::")[0]
         function, identity = record["function"], record["id"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -522,7 +519,7 @@ def replay(record_path: Path, settings: Settings, emit: Emit) -> RunResult:
     if not found:
         raise UsageError(f"{quoted(label)} has no scenario {quoted(function)} any more")
     seccomp = _observation(settings)
-    made = _run([_Job(found[0], file, [ops])], settings, seccomp, emit, [cell])
+    made = _run([_Job(found[0], file, [ops])], settings, seccomp, emit, cells)
     _same_place(made, record, identity)
     return made
 

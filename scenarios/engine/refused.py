@@ -1,7 +1,7 @@
 """Transactions that are refused change nothing, killed or not, and those behind them go on.
 
 The second one expects an old value that the ref does not have, and is refused before anything is logged.
-The fourth passes all checks of the engine, stages its file, and is then refused by a hook of the repository
+The third passes all checks of the engine, stages its file, and is then refused by a hook of the repository
 when git already holds the locks: it has to be undone in the living process, and a crash in the middle of
 that by the next opening.
 """
@@ -16,7 +16,7 @@ from ._store import CLAIMED, Change
 
 HOOK = """#!/bin/sh
 while read -r old new name; do
-    case "$1 $name" in "prepared refs/heads/protected") exit 1 ;; esac
+    case "$1 $name" in "prepared refs/heads/protected/"*) exit 1 ;; esac
 done
 """
 
@@ -39,13 +39,8 @@ def transactions() -> list[list[Change]]:
     return [
         [("ref", "main", "2", "1"), ("write", "config", b"colour = red\n", None)],
         [("ref", "main", "3", "1"), ("write", "config", b"never\n", None)],
-        [("ref", "main", "1", "2"), ("delete", "config")],
-        [
-            ("write", "new/config", b"never\n", None),
-            ("ref", "main", "2", "1"),
-            ("ref", "protected", "2", "0"),
-        ],
-        [("ref", "main", "3", "1"), ("write", "config", b"colour = blue\n", None)],
+        [("ref", "protected/x", "2", "0"), ("ref", "main", "1", "2"), ("write", "new/config", b"never\n", None)],
+        [("ref", "main", "3", "2"), ("delete", "config")],
     ]
 
 

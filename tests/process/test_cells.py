@@ -1,0 +1,161 @@
+"""Real kills: what a SIGKILL leaves is what the record says, and everything of the run is gone afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from crashtest.cells.matrix import Example
+from crashtest.cells.plan import Cell
+from crashtest.scale.local import Slot
+from crashtest.scenario import load
+from crashtest.verdict import ScenarioResult
+
+ROOT = Path(__file__).parents[2]
+Write = Callable[[str], Path]
+Crash = Callable[..., ScenarioResult]
+
+
+def realise(slot: Slot, file: Path, function: str, cells: list[Cell] | None = None) -> tuple[Example, list[Any]]:
+    """Prepare a scenario and realise its cells (all that are planned, if none are given)."""
+    scenario = {one.function: one for one in load(file)}[function]
+    slot.open(scenario, file)
+    prepared = slot.ask(slot.request("prepare", scenario, None, 10.0))
+    example = Example(scenario, None, prepared, True)
+    assert example.reason == ""
+    slot.serve(example, 10.0)
+    wanted = example.plan.cells if cells is None else cells
+    return example, slot.ask({"do": "kill", "crashes": [list(cell) for cell in wanted]})["cells"]
+
+
+def test_git_update_ref_dies_between_its_renames(slot: Slot) -> None:
+    file = ROOT / "scenarios/known_bad/git_update_ref.py"
+    example, found = realise(slot, file, "update_ref_three_refs")
+    trees = {one["tree"]: one["new"]["observed"] for one in found if one["new"]}
+    seen = {c.cut: trees[f["tree"]] for c, f in zip(example.plan.cells, found, strict=True) if c.variant == "group"}
+    calls = [event.describe() for event in example.events]
+    renames = [cut for cut, call in enumerate(calls) if call.startswith("rename(")]
+    assert [calls[cut] for cut in renames] == [f"rename(refs/heads/{r}.lock -> refs/heads/{r})" for r in "abc"]
+    assert sum(call.startswith("openat(refs/heads/") for call in calls) == 3  # the locks
+    assert sum(call.startswith("write(refs/heads/") for call in calls) >= 3
+    assert {seen[cut] for cut in seen if cut <= renames[0]} == {'"111"'}
+    assert seen[renames[1]] == '"211"'
+    assert seen[renames[2]] == '"221"'
+    assert {seen[cut] for cut in seen if cut > renames[2]} == {'"222"'}
+    assert all(one["proof"] == [] for one in found)
+
+
+def test_a_torn_write_ends_at_a_page_of_the_file(slot: Slot, write_scenario: Write) -> None:
+    file = write_scenario(
+        """
+        @scenario(setup={"log": b"x" * 100})
+        def appends(run: Run) -> None:
+            with open(run.dir / "log", "ab", buffering=0) as log:
+                log.write(b"y" * 9000)
+            run.ack()
+
+        @appends.observe
+        def size(directory: Path) -> int:
+            return (directory / "log").stat().st_size
+        """
+    )
+    example, found = realise(slot, file, "appends")
+    sizes = {c.torn: f["new"]["observed"] for c, f in zip(example.plan.cells, found, strict=True) if f["new"]}
+    assert {0: sizes[0], 3996: "4096", 8092: "8192"} == {k: v for k, v in sizes.items() if k in (0, 3996, 8092)}
+    assert {cell.torn for cell in example.plan.cells} == {0, 3996, 8092}
+    assert all(one["proof"] == [] for one in found)
+
+
+STUBBORN = """
+    import subprocess, sys, fcntl
+
+    CHILD = '''
+    import fcntl, os, signal, sys
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.stdin.read()
+    with open("late", "w") as file:
+        file.write("written by the child")
+    '''
+
+    @scenario
+    def outlived(run: Run) -> None:
+        lock = os.open(run.dir / "lock", os.O_CREAT | os.O_RDWR)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        child = subprocess.Popen([sys.executable, "-c", CHILD], stdin=subprocess.PIPE, cwd=run.dir,
+                                 pass_fds=[lock], start_new_session=True)
+        (run.dir / "begun").write_text("by the worker")
+        child.stdin.close()
+        child.wait()
+        (run.dir / "ended").write_text("by the worker")
+        run.ack()
+
+    @outlived.recover
+    def wait_for_the_lock(directory: Path) -> None:
+        with open(directory / "lock", "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        with open(directory / "recovered", "w") as file:
+            file.write(str((directory / "late").exists()))
+
+    @outlived.observe
+    def names(directory: Path) -> list[str]:
+        recovered = directory / "recovered"
+        return [*sorted(os.listdir(directory)), recovered.read_text() if recovered.exists() else "-"]
+"""
+
+
+def test_a_child_that_outlives_its_parent_ends_before_or_during_recovery(slot: Slot, write_scenario: Write) -> None:
+    file = write_scenario(STUBBORN)
+    example, _ = realise(slot, file, "outlived", [])
+    cut = next(i for i, event in enumerate(example.events) if event.describe().startswith("write(begun"))
+    cells = [Cell(cut, "write", 0, variant) for variant in ("group", "worker", "late")]
+    group, worker, late = slot.ask({"do": "kill", "crashes": [list(cell) for cell in cells]})["cells"]
+    # the whole group: the child is gone though it moved to a session of its own
+    assert group["new"]["observed"] == '["l","begun","lock","recovered","False"]'
+    # the worker alone: its child runs on to its end, before recovery starts
+    assert worker["new"]["observed"] == '["l","begun","late","lock","recovered","True"]'
+    # held: recovery starts first, waits for the lock that the child holds, and only then the child goes on
+    assert late["new"]["observed"] == '["l","begun","late","lock","recovered","True"]'
+    assert all(one["proof"] == [] and not one["strays"] for one in (group, worker, late))
+
+
+def test_no_process_of_a_killed_run_survives(slot: Slot, write_scenario: Write) -> None:
+    before = {process.pid for process in psutil.Process().children(recursive=True)}
+    realise(slot, write_scenario(STUBBORN), "outlived")
+    after = {process.pid for process in psutil.Process().children(recursive=True)} - before
+    assert len(after) == 1  # the zygote
+    slot.close()
+    assert {process.pid for process in psutil.Process().children(recursive=True)} == before
+
+
+def test_every_cell_proves_itself_and_a_sample_is_rebuilt(crash: Crash) -> None:
+    made = crash(ROOT / "scenarios/textbook/atomic_replace.py")
+    assert (made.verdict, made.as_expected, made.harness_error) == ("held", True, "")
+    assert made.self_proofs > made.models["kill"].cells  # the rest are states rebuilt from the record
+
+
+def test_a_real_kill_and_a_rebuilt_state_that_disagree_are_a_harness_error(crash: Crash, write_scenario: Write) -> None:
+    """A recovery that reads what is in no file (the inode number) cannot be the same on a rebuilt state."""
+    file = write_scenario(
+        """
+        @scenario(setup={"a": b"old"})
+        def lied_to(run: Run) -> None:
+            (run.dir / "inode").write_text(str(os.stat(run.dir / "a").st_ino))
+            (run.dir / "a").unlink()
+            (run.dir / "a").write_text("new")
+            run.ack()
+
+        @lied_to.observe
+        def same_inode(directory: Path) -> str:
+            inode, a = directory / "inode", directory / "a"
+            if a.exists() and a.read_text() == "new":
+                return "new"
+            killed = inode.exists() and a.exists() and inode.read_text() == str(os.stat(a).st_ino)
+            return "really killed" if killed else "old"
+        """
+    )
+    made = crash(file)
+    assert "a real kill and the state rebuilt from the record disagree" in made.harness_error
+    assert not made.as_expected
