@@ -19,12 +19,26 @@ from jin_core.errors import GitFailed, escape
 
 # Variables that tie git to a repository, an index or objects other than the ones it is told to use.
 _LEADS_ASTRAY = frozenset(
-    f"GIT_{name}"
-    for name in (
-        "DIR COMMON_DIR WORK_TREE IMPLICIT_WORK_TREE PREFIX NAMESPACE INDEX_FILE OBJECT_DIRECTORY "
-        "ALTERNATE_OBJECT_DIRECTORIES QUARANTINE_PATH GRAFT_FILE SHALLOW_FILE REPLACE_REF_BASE "
-        "NO_REPLACE_OBJECTS INTERNAL_SUPER_PREFIX CONFIG CONFIG_PARAMETERS CONFIG_COUNT"
-    ).split()
+    {
+        "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+        "GIT_COMMON_DIR",
+        "GIT_CONFIG",
+        "GIT_CONFIG_COUNT",
+        "GIT_CONFIG_PARAMETERS",
+        "GIT_DIR",
+        "GIT_GRAFT_FILE",
+        "GIT_IMPLICIT_WORK_TREE",
+        "GIT_INDEX_FILE",
+        "GIT_INTERNAL_SUPER_PREFIX",
+        "GIT_NAMESPACE",
+        "GIT_NO_REPLACE_OBJECTS",
+        "GIT_OBJECT_DIRECTORY",
+        "GIT_PREFIX",
+        "GIT_QUARANTINE_PATH",
+        "GIT_REPLACE_REF_BASE",
+        "GIT_SHALLOW_FILE",
+        "GIT_WORK_TREE",
+    }
 )
 _QUIET = ("-c", "core.hooksPath=/dev/null")
 

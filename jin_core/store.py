@@ -27,7 +27,7 @@ from jin_core.steps import step
 from jin_core.transaction import Commit, Transaction
 from jin_core.wal import Record, Wal
 
-LOG_LIMIT = 1 << 18
+LOG_LIMIT = 1 << 16
 PATIENCE = 1.0
 
 
@@ -92,7 +92,8 @@ class Jin:
 
     def transaction(self) -> Transaction:
         """A new, empty transaction. Raises `Misuse`, `NeedsRecovery`."""
-        self._engine.check_ready()
+        with self._guard:
+            self._engine.check_ready()
         return Transaction(self._commit)
 
     def _commit(self, files: Mapping[str, WantedFile], refs: Mapping[str, WantedRef]) -> int:

@@ -134,6 +134,8 @@ class Tree:
 
     def differences(self, other: Tree, limit: int = 5) -> list[str]:
         """How `other` differs from this tree, one line a path, at most `limit` lines."""
+        if self.digest() == other.digest():
+            return []
         mine, theirs = dict(self.walk()), dict(other.walk())
         lines: list[str] = []
         for path in sorted(mine.keys() | theirs.keys()):
@@ -148,7 +150,7 @@ class Tree:
                 )
             if len(lines) >= limit:
                 break
-        if not lines and self.digest() != other.digest():
+        if not lines:
             root = list(_unlike(self.nodes[ROOT], other.nodes[ROOT]))
             lines = [f".: {words}" for words in root] or ["the same names are linked to different files"]
         return lines[:limit]

@@ -61,6 +61,7 @@ LEAN: set[str] = {
     "crashtest.observe",
     "crashtest.persist.tree",
     "crashtest.cells.zygote",
+    "crashtest.cells.ending",
     "crashtest.cells.judge",
     "crashtest.cells.prepare",
     "crashtest.cells.worker",
