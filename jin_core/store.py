@@ -83,7 +83,10 @@ class Jin:
                 disk.sync_dir(repository.engine_dir)
                 disk.sync_dir(repository.common_dir)
             engine = Engine(repository, lock, log, patience, os.getpid())
-            return cls(engine, recover(engine))
+            report = recover(engine)
+            if report:
+                log.reset()
+            return cls(engine, report)
         except BaseException:
             if log is not None:
                 log.close()
@@ -102,7 +105,7 @@ class Jin:
             return Commit(self._engine, files, refs).run()
 
     def recover(self) -> Recovery:
-        """Read the log again and bring its last transaction to its end; doing it twice does no more.
+        """Read the log again, bring its last transaction to its end and empty the log; twice does no more.
 
         Raises `LogCorrupt`, `RecoveryConflict`, `OSError`.
         """
@@ -110,6 +113,7 @@ class Jin:
             self._engine.check_process()
             self._engine.wal.load()
             report = recover(self._engine)
+            self._engine.wal.reset()
             self._engine.unfinished = ""
             return report
 

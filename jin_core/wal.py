@@ -262,11 +262,16 @@ class Wal:
         raise LogFailed(reason, "make room on the disk and try again") from error
 
     def reset_if_large(self) -> None:
-        """Drop all records if they are larger than the limit. All of them must be of finished transactions.
+        """Drop all records if they are larger than the limit. All of them must be of finished transactions."""
+        if self.size > self.limit:
+            self.reset()
+
+    def reset(self) -> None:
+        """Drop all records, which must be of finished transactions; an empty log is left alone.
 
         The shorter length is durable before anything is appended again, so no old byte can come back.
         """
-        if self.size <= self.limit:
+        if not self.records:
             return
         step("jin_core.wal.reset", self.size)
         try:

@@ -85,8 +85,9 @@ def _old(name: str | None) -> str | None:
 
 
 def restart(directory: Path) -> None:
-    """Starting again: opening recovers."""
-    open_store(directory).close()
+    """Starting again: opening recovers; asked to recover, the engine empties its log as well."""
+    with open_store(directory) as jin:
+        jin.recover()
 
 
 def everything(directory: Path) -> tuple[dict[str, str], dict[str, tuple[str, bytes]], list[str]]:

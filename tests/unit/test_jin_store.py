@@ -19,6 +19,7 @@ from jin_core import disk
 from jin_core.__main__ import main
 from jin_core.errors import escape
 from jin_core.steps import step
+from jin_core.wal import HEADER_SIZE
 
 ZERO = "0" * 40
 MAIN = "refs/heads/main"
@@ -152,8 +153,19 @@ def test_opening_again_writes_nothing(repo: Repo) -> None:
     before = repo.state(), log.read_bytes(), log.stat().st_mtime_ns
     with jin_core.Jin.open(repo.path) as jin:
         assert not jin.recovered
-        assert not jin.recover()
     assert (repo.state(), log.read_bytes(), log.stat().st_mtime_ns) == before
+
+
+def test_recovery_leaves_an_empty_log_and_the_second_time_writes_nothing(repo: Repo) -> None:
+    commit(repo, lambda tx: tx.write("file", b"new"))
+    log = repo.path / ".git/jin/wal"
+    assert log.stat().st_size > HEADER_SIZE
+    with jin_core.Jin.open(repo.path) as jin:
+        assert not jin.recover()
+        once = log.read_bytes(), log.stat().st_mtime_ns
+        assert log.stat().st_size == HEADER_SIZE
+        assert not jin.recover()
+    assert (log.read_bytes(), log.stat().st_mtime_ns) == once
 
 
 def test_the_last_change_of_a_name_counts(repo: Repo) -> None:
