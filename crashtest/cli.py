@@ -469,6 +469,7 @@ def list_(paths: tuple[str, ...], expression: str | None) -> int:
     """
     from crashtest.report.story import field
     from crashtest.report.terminal import printer
+    from crashtest.report.words import count
 
     chosen, total, _ = gather(paths, expression)
     show = printer(sys.stdout)
@@ -486,7 +487,9 @@ def list_(paths: tuple[str, ...], expression: str | None) -> int:
         }  # fmt: skip
         yield field("parts", ", ".join(name for name, part in parts.items() if part))
         if one.steps:
-            yield field("steps", ", ".join(quoted(step) for step in one.steps))
+            first = ", ".join(quoted(step) for step in one.steps[:3])
+            more = ", ..." if len(one.steps) > 3 else ""
+            yield field("steps", f"{count(len(one.steps), 'named step')}: {first}{more}")
 
     def all_of_them() -> None:
         for one in chosen:
