@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from crashtest.config import Settings
+from crashtest.explore.generate import sequences
 from crashtest.observe import bpf
 from crashtest.scale import local
 from crashtest.scale.rundir import RunDirectory
@@ -43,7 +44,7 @@ def prepare(slot: local.Slot) -> Callable[[Path, str], dict[str, Any]]:
     def run(file: Path, function: str) -> dict[str, Any]:
         scenario = {one.function: one for one in load(file)}[function]
         slot.open(scenario, file)
-        ops = local.sequences(scenario, 0, 1)[0]
+        ops = sequences(scenario, 0, 1)[0]
         return slot.ask(slot.request("prepare", scenario, ops, 10.0))
 
     return run

@@ -160,7 +160,7 @@ python_files.observe(names_and_contents)
 
 TOOLS = """
 set -e
-seq 1 3000 | sort -r | tee numbers | head -n 2000 > most
+seq 1 3000 | sort -r | tee numbers | sed -n 1,2000p > most
 sort -o numbers numbers
 sed -i s/1/one/ numbers
 cp numbers copied
