@@ -4,7 +4,8 @@ Guarantees: every way out is one of the exit codes 0 (all as expected), 1 (viola
 configuration), 3 (inconclusive or a fault of the harness), 5 (nothing selected), 130 (interrupted), and
 whatever breaks is never 0; a user sees a message of one paragraph, never a traceback (that is written to a
 file, and the message says where); a report that was asked for is written for every run that began, also an
-interrupted one. What is not needed to print the help is imported when it is needed.
+interrupted one, unless a usage error came up in it (exit 2). What is not needed to print the help is imported
+when it is needed.
 """
 
 from __future__ import annotations
@@ -323,6 +324,10 @@ def cli() -> None:
 @click.option("--allow-partial", is_flag=True, help="A run that --max-time stopped may still end in exit 0.")
 @OBSERVATION
 @click.option(
+    "--allow-outside", "allow_outside", multiple=True, metavar="GLOB",
+    help="Paths outside the state directory that a scenario may change; may be given more than once.",
+)  # fmt: skip
+@click.option(
     "--report", "reports", multiple=True, type=Names("report", REPORTS), metavar="NAMES",
     help="Reports to write, comma separated: json (result.json).",
 )  # fmt: skip
@@ -343,6 +348,7 @@ def run(
     max_time: float | None,
     allow_partial: bool,
     observation: str,
+    allow_outside: tuple[str, ...],
     reports: tuple[tuple[str, ...], ...],
     report_dir: Path,
 ) -> int:
@@ -363,6 +369,7 @@ def run(
         allow_partial=allow_partial,
         report_dir=report_dir,
         observation=observation,
+        allow_outside=allow_outside,
     )
     wanted = _flat(reports)
     _prepare(report_dir, wanted)

@@ -20,6 +20,8 @@ class Settings:
     timeout: float = 10.0
     max_time: float | None = None
     allow_partial: bool = False
+    #: globs of paths outside the state directory that any scenario may change
+    allow_outside: tuple[str, ...] = ()
     report_dir: Path = field(default_factory=lambda: Path(".crashtest"))
     observation: str = "auto"
     depth: int = 1

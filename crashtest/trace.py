@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-#: kinds of change, by what they touch (each has an effect on the tree, so each has a crash point before it)
+#: kinds of change, by what they touch; each has a crash point before it
 NAME_CHANGES = frozenset(
     {
         "create",

@@ -23,7 +23,7 @@ class Violation(msgspec.Struct, kw_only=True):
     model: str
     expected: bool
     count: int
-    #: before what it died, in words: "before rename(refs/heads/b.lock -> refs/heads/b), the 14th change"
+    #: where it died, in words: "before rename(refs/heads/b.lock -> refs/heads/b)"
     point: str
     #: code line ("app.py:12 in save") or program ("git update-ref --stdin") that issues that call
     where: str
@@ -72,6 +72,8 @@ class ScenarioResult(msgspec.Struct, kw_only=True):
     steps_killed: list[str] = []
     #: how often a killed run's own record was compared with the disk, byte for byte
     self_proofs: int = 0
+    #: how many of the killed states were also rebuilt from the record, recovered and judged
+    rebuilt: int = 0
     notes: list[str] = []
     #: set when crashtest itself failed here; then the verdict is inconclusive
     harness_error: str = ""
@@ -107,7 +109,7 @@ class ScenarioStarted(msgspec.Struct, tag="scenario-started"):
 
 
 class Progress(msgspec.Struct, tag="progress"):
-    """`done` of `total` crash points of one scenario; sent at most a few times a second."""
+    """`done` of `total` cells of one scenario; sent at most a few times a second."""
 
     name: str
     done: int

@@ -160,6 +160,8 @@ class FilesParticipant:
         self._plan = planned.plan
         self._planned = planned
         self._todo: list[FileChange] = []
+        #: temps made by this process; None in recovery, where the log alone says what may be ours
+        self._staged: set[str] | None = None
         self.removed: list[str] = []
 
     def prepare(self) -> None:
@@ -167,6 +169,7 @@ class FilesParticipant:
 
         Raises `FileChanged`, `OSError`.
         """
+        self._staged = set()
         for directory in self._plan.made:
             step("jin_core.files.mkdir", directory)
             disk.make_dir(directory.rpartition("/")[2], self._tree.directory(above(directory)))
@@ -181,6 +184,8 @@ class FilesParticipant:
         step("jin_core.files.stage", change.path)
         name = change.temp.rpartition("/")[2]
         fd = disk.create_new(name, self._tree.directory(above(change.temp)))
+        assert self._staged is not None
+        self._staged.add(change.temp)
         try:
             disk.write_all(fd, self._planned.data[change.path])
             before = self._planned.looks[change.path]
@@ -222,7 +227,7 @@ class FilesParticipant:
     def undo(self) -> None:
         """Remove staged contents and the directories that were made for them. Raises `OSError`."""
         for change in self._plan.changes:
-            if change.temp:
+            if change.temp and (self._staged is None or change.temp in self._staged):
                 self._discard(change.temp)
         for directory in reversed(self._plan.made):
             self._remove_dir(directory)

@@ -52,6 +52,9 @@ class Example:
         self.seen: set[tuple[str, int]] = set()
         self.harness_error = ""
         self.self_proofs = 0
+        self.rebuilt = 0
+        #: cells in which something timed out twice, the second time alone
+        self.timeouts = 0
         self.reason = "" if prepared["problem"] == "" else prepared["problem"]
         self.reason = self.reason or _vacuous(scenario, ops, prepared, self.events, seccomp)
         self.plan = Plan(0, [], 0) if self.reason else plan(self.events, prepared["company"], seccomp)
@@ -61,12 +64,17 @@ class Example:
     def add(self, cell: Cell, facts: dict[str, Any]) -> None:
         """Judge one realised cell."""
         self.cells.append((cell, facts))
-        if self.seccomp:
-            self.self_proofs += 1
+        self.self_proofs += facts["proved"]
         if facts["proof"] and not self.prepared["unmodelled"]:
             self.harness_error = self.harness_error or (
                 "a killed run's own record does not give what it left on disk "
                 f"({place(self.events, cell, facts['before'])}): {quoted(facts['proof'][0], 400)}"
+            )
+        outside = _outside(self.scenario, facts["outside"])
+        if outside:
+            self.reason = self.reason or (
+                f"a killed run changed files outside its directory: {', '.join(map(quoted, outside[:3]))}; write below "
+                "run.dir, or say allow_outside=[...]"
             )
         if facts["problem"]:
             self.reason = (
@@ -79,18 +87,21 @@ class Example:
         tree = self.facts[facts["tree"]]
         if tree["skipped"]:
             return
+        self.seen.add((facts["tree"], facts["acks"]))
         for fault in self._faults(tree, facts):
-            if fault.guarantee in self.scenario.claimed():
-                self.faults.append((fault, cell, facts))
+            self.faults.append((fault, cell, facts))
 
     def _count(self, *guarantees: str) -> None:
         for guarantee in guarantees:
             self.judged[guarantee] = self.judged.get(guarantee, 0) + 1
 
     def _faults(self, tree: dict[str, Any], facts: dict[str, Any]) -> list[Fault]:
+        claimed = self.scenario.claimed()
+        return [fault for fault in self._all_faults(tree, facts) if fault.guarantee in claimed]
+
+    def _all_faults(self, tree: dict[str, Any], facts: dict[str, Any]) -> list[Fault]:
         acked = facts["acks"]
         found: list[Fault | None] = []
-        self.seen.add((facts["tree"], acked))
         self._count("recovers")
         if tree["glance"] is not None:
             self._count("visible")
@@ -169,13 +180,15 @@ class Example:
         one, other = self.facts[killed["tree"]], rebuilt["new"]
         if other is None or one["skipped"] or other["skipped"]:
             return
-        self.self_proofs += 1
-        if bool(one["failure"]) != bool(other["failure"]) or one["observed"] != other["observed"]:
-            shown = other["failure"] or quoted(other["observed"])
+        self.rebuilt += 1
+        here = {fault.guarantee for fault in self._faults(one, killed)}
+        there = {fault.guarantee for fault in self._faults(other, {**rebuilt, "acks": killed["acks"]})}
+        if bool(one["failure"]) != bool(other["failure"]) or one["observed"] != other["observed"] or here != there:
+            shown = f"{other['failure'] or quoted(other['observed'])}, violated: {sorted(there)}"
             self.harness_error = self.harness_error or (
                 "a real kill and the state rebuilt from the record disagree "
                 f"({place(self.events, cell, killed['before'])}): "
-                f"killed: {one['failure'] or quoted(one['observed'])}; rebuilt: {shown}"
+                f"killed: {one['failure'] or quoted(one['observed'])}, violated: {sorted(here)}; rebuilt: {shown}"
             )
 
 
@@ -189,7 +202,7 @@ def _vacuous(
     """Why a pass would mean nothing; "" when it would mean something."""
     acks = [event for event in events if isinstance(event, Ack)]
     changes = [event for event in events if isinstance(event, Op) and event.changes]
-    outside = [words for words in prepared["outside"] if not _allowed(words, scenario.allow_outside)]
+    outside = _outside(scenario, prepared["outside"])
     if prepared["unmodelled"]:
         words = "; ".join(map(quoted, prepared["unmodelled"][:3]))
         return f"something changes files in a way that cannot be recorded: {words}"
@@ -230,10 +243,10 @@ def _blind(acks: list[Ack], states: list[str], events: list[Event], seccomp: boo
     return ""
 
 
-def _allowed(words: str, globs: tuple[str, ...]) -> bool:
-
-    path = words.partition(" ")[2]
-    return any(fnmatch.fnmatchcase(path, glob) for glob in globs)
+def _outside(scenario: Scenario, changes: list[str]) -> list[str]:
+    """The changes elsewhere that the scenario does not allow; each is "call path"."""
+    globs = scenario.allow_outside
+    return [c for c in changes if not any(fnmatch.fnmatchcase(c.partition(" ")[2], glob) for glob in globs)]
 
 
 # -- the result -------------------------------------------------------------------------------------------------------
@@ -255,6 +268,9 @@ def result(
     model.exhaustive = not model.skipped and not reason
     violations = _violations(scenario, examples)
     violated = {v.guarantee for v in violations}
+    untried = sum(f["skipped"] for e in examples for f in e.facts.values())
+    if untried and not violated:
+        reason = reason or f"recovery timed out, so {untried} trees were not tried; give it more time with --timeout"
     model.guarantees = _verdicts(scenario, examples, violated, bool(reason or harness_error), unrun)
     made = ScenarioResult(
         name=scenario.name,
@@ -267,15 +283,17 @@ def result(
         nested=Nested(depth=1, cells=0),
         violations=violations,
         self_proofs=sum(e.self_proofs for e in examples),
+        rebuilt=sum(e.rebuilt for e in examples),
         harness_error=harness_error,
     )
     _steps(made, scenario, examples)
     _notes(made, scenario, examples)
-    _conclude(made, scenario, violated)
+    _conclude(made, scenario, violated, any(e.reason and not e.prepared["fault"] for e in examples))
     return made
 
 
-def _conclude(made: ScenarioResult, scenario: Scenario, violated: set[str]) -> None:
+def _conclude(made: ScenarioResult, scenario: Scenario, violated: set[str], unknown: bool) -> None:
+    """unknown: some example could not be judged, whatever the others showed."""
     expected = scenario.expected("kill")
     verdicts = set(made.models["kill"].guarantees.values())
     if violated:
@@ -286,8 +304,10 @@ def _conclude(made: ScenarioResult, scenario: Scenario, violated: set[str]) -> N
         made.verdict = "not reached"
         names = sorted(g for g, v in made.models["kill"].guarantees.items() if v == "not reached")
         made.reason = f"no cell judged: {', '.join(names)}"
-    whole = not made.reason and not made.harness_error
-    made.as_expected = violated == expected and (whole or bool(violated)) and not made.harness_error
+    if unknown and violated and violated <= expected:
+        made.verdict = "inconclusive"  # what was caught was expected, but not all could be judged
+    judged = made.verdict == "violated" or not made.reason
+    made.as_expected = violated == expected and judged and not unknown and not made.harness_error
     missing = sorted(expected - violated)
     if missing and not made.reason:
         made.reason = f"expected to be violated, but was not: {', '.join(missing)}"

@@ -13,6 +13,8 @@ from crashtest.trace import PAGE, Ack, Event, Op, Step, crash_points
 
 #: page boundaries tried inside one write
 TEARS = 3
+#: calls whose bytes the supervisor knows before they are written, so that it can let a prefix through
+_TEARABLE = frozenset({"write", "pwrite64", "writev", "pwritev", "pwritev2"})
 _VARIANTS = {"group": "", "worker": "w", "late": "l"}
 
 
@@ -64,12 +66,11 @@ def plan(events: list[Event], company: list[int], seccomp: bool) -> Plan:
         if cut in beside:
             cells += [Cell(cut, kind, 0, "worker"), Cell(cut, kind, 0, "late")]
         event = events[cut] if cut < len(events) else None
-        if (
-            isinstance(event, Op)
-            and event.kind == "write"
-            and event.call not in ("mmap", "sendfile", "copy_file_range")
-        ):
+        if isinstance(event, Op) and event.kind == "write":
             lengths = tears(event)
+            if event.call not in _TEARABLE:
+                skipped += len(lengths)  # bytes that the kernel moves by itself cannot be stopped half-way
+                continue
             chosen = lengths if len(lengths) <= TEARS else [lengths[0], lengths[len(lengths) // 2], lengths[-1]]
             skipped += len(lengths) - len(chosen)
             cells += [Cell(cut, kind, length, "group") for length in chosen]

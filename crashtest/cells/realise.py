@@ -2,7 +2,7 @@
 
 Guarantees: each run starts from a restored first state in an otherwise empty directory; recovery and observation run
 in fresh processes; after each run no process of it is left. A killed run's own record is compared with the disk, byte
-for byte, every time. Not safe for two users at once: a bench belongs to one zygote.
+for byte, every time, but where children are still held. Not safe for two users at once: a bench belongs to one zygote.
 """
 
 from __future__ import annotations
@@ -79,6 +79,8 @@ class Bench:
         self.program = bpf.program() if seccomp else None
         #: how parts that may change files end (`worker.child`)
         self.end = "orderly"
+        #: whether any run took too long since this was last set to False
+        self.timed_out = False
         for name in ("state", "home", "tmp"):
             os.makedirs(f"{root}/{name}", mode=0o700, exist_ok=True)
         self.environment = {**ENVIRONMENT, "HOME": f"{root}/home", "TMPDIR": f"{root}/tmp"}
@@ -140,6 +142,7 @@ class Bench:
             made.notes.append(f"{name} left processes running: {', '.join(map(quoted, out.strays))}")
         made.failure = failure(out, self.timeout)
         made.timeout = out.end == "timeout"
+        self.timed_out = self.timed_out or made.timeout
         made.value = str(out.answer.get("value", "null"))
         return made
 
@@ -183,12 +186,17 @@ class Bench:
 
     def restart_beside(self, held: frozenset[int], on_lock: Callable[[int], None]) -> Restarted:
         """Recover what is on disk while the processes `held` are stopped; on_lock lets them go."""
-        recover = self.scenario.do_recover
-        if recover is None:
-            return Restarted()
-        done = self._part("recover", recover, but=held, on_lock=on_lock, filter_program=self.program)
+        scenario = self.scenario
+        name, function = ("recover", scenario.do_recover) if scenario.do_recover else ("observe", scenario.do_observe)
+        assert function is not None
+        done = self._part(name, function, but=held, on_lock=on_lock, filter_program=self.program)
         done.failure = done.failure and f"recovery {done.failure}"
         return done
+
+    def forget_scratch(self) -> None:
+        """Empty HOME and TMPDIR: what a killed run left there is no part of its state."""
+        for name in ("home", "tmp"):
+            remove(f"{self.root}/{name}")
 
     def look(self) -> Restarted:
         """Observe what is on disk."""
@@ -235,6 +243,7 @@ class Bench:
             options["on_ack"] = lambda: kept.append(self.capture())
         supervision = self._supervise(body, end=self.end, **options)
         outcome = supervision.run()
+        self.timed_out = self.timed_out or outcome.end == "timeout"
         disk = self.capture()
         proof = shadow.differences(disk) if shadow is not None and not supervision.held() else []
         return Ran(outcome, disk, proof, kept), supervision
@@ -301,8 +310,27 @@ class Cells:
         self._rest_done = False
         self._timeouts = 0
 
-    def kill(self, crash: Crash) -> dict[str, Any]:
-        """One real kill, then recovery. Raises `HarnessError` when the run's record and the disk disagree."""
+    def kill(self, crash: Crash, alone: bool = False) -> dict[str, Any]:
+        """One real kill, then recovery (`_kill`); alone: nothing else runs now, so a time-out is no chance.
+
+        A cell in which anything timed out says so (`timed_out`), and nothing of it is remembered.
+        """
+        self.bench.timed_out = False
+        cell = self._kill(crash)
+        cell["timed_out"] = self.bench.timed_out
+        new = cell.get("new")
+        if alone and new is not None and new["timeout"]:
+            new["failure"] += ", twice"
+        if self.bench.timed_out and not alone:
+            self._timeouts += 1
+            for remembered in (self._observed, self._again, self._live, self._checked):
+                remembered.clear()
+            if new is not None:
+                self.known.pop(cell["tree"], None)
+        return cell
+
+    def _kill(self, crash: Crash) -> dict[str, Any]:
+        """One real kill, then recovery. `proof` in the answer says how the run's record and the disk differ."""
         ran, supervision = self.bench.run(self.first, self.ops or [], record=True, crash=crash)
         if crash.variant == "late" and supervision.held():
             return self._late(crash, ran, supervision)
@@ -313,7 +341,7 @@ class Cells:
         cell.update(self.settle(ran.disk, out.acks))
         return cell
 
-    def _cell(self, crash: Crash, ran: Ran, out: Outcome) -> dict[str, Any]:
+    def _cell(self, crash: Crash, ran: Ran, out: Outcome, held: bool = False) -> dict[str, Any]:
         before, where = summary(out.before)
         step = out.before.name if isinstance(out.before, Step) else ""
         return {
@@ -328,6 +356,8 @@ class Cells:
             "step": step,
             "proof": ran.proof,
             "strays": out.strays,
+            "outside": out.trace.outside,
+            "proved": self.bench.program is not None and not held,
             "acks": len(out.acks),
         }
 
@@ -336,7 +366,7 @@ class Cells:
         but = supervision.held()
         restarted = self.bench.restart_beside(but, supervision.drain)
         out = supervision.finish()
-        cell = self._cell(crash, ran, out)
+        cell = self._cell(crash, ran, out, held=True)
         tree = self.bench.capture()
         if not restarted.failure:
             restarted = self.bench.look()
@@ -370,13 +400,8 @@ class Cells:
                 **self._facts(Restarted("was not tried: three recoveries timed out already"), None),
                 "skipped": True,
             }
+        self.bench.forget_scratch()
         restarted = self.bench.restart(self._observed)
-        if restarted.timeout:  # a slow moment of the machine is not a violation: once more, alone
-            self.bench.restore(disk)
-            restarted = self.bench.restart(self._observed)
-            self._timeouts += restarted.timeout
-            if restarted.timeout:
-                restarted.failure += ", twice"
         facts = self._facts(restarted, restarted.tree)
         facts["glance"] = glance
         if not restarted.failure and restarted.tree is not None:

@@ -376,16 +376,16 @@ class Supervision:
         if self._due(at, made):
             self._strike(stop, made, where)
         elif isinstance(made, Pending):
-            recorder.let_go(made, where)
-            listener.let_go(stop)
+            if listener.let_go(stop):
+                recorder.let_go(made, where)
         elif made.channel == "step":
             recorder.step(stop, made.data, where)
             listener.pretend(stop, len(made.data))
         else:
             if self._on_ack is not None:
                 self._on_ack()
-            recorder.ack(stop, made.data, where)
-            listener.let_go(stop)
+            if listener.let_go(stop):
+                recorder.ack(stop, made.data, where)
 
     def _due(self, at: int, made: Pending | Message) -> bool:
         crash = self.crash
@@ -402,7 +402,9 @@ class Supervision:
         assert recorder is not None and crash is not None
         if isinstance(made, Pending):
             self.out.before = made.op._replace(where=where)
-            if crash.torn and made.op.kind == "write" and made.fd >= 0 and crash.torn < len(made.op.data):
+            if crash.torn:
+                if made.fd < 0 or crash.torn >= len(made.op.data):
+                    raise HarnessError(f"{made.op.describe()} cannot be torn after {crash.torn} bytes")
                 fd = os.open(f"/proc/{stop.thread}/fd/{made.fd}", os.O_WRONLY | os.O_CLOEXEC)
                 view = memoryview(made.op.data)[: crash.torn]
                 if os.pwrite(fd, view, made.op.offset) != crash.torn:

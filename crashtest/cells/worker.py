@@ -1,7 +1,8 @@
 """The child's side of a run: from the fork to the user's function, and its answer back.
 
 Guarantees: the function runs in a process of its own that leads its own session, has nothing of the harness open but
-the pipes it needs, dies with its zygote, and ends the way Python programs end (exit handlers and buffers included).
+the pipes it needs, dies with its zygote, and ends the way Python programs end (exit handlers and buffers included),
+or at once where that leaves every file the same (`ending.py`).
 Its answer (value or error) arrives before that end, so "returned" and "ended normally" are two facts.
 """
 

@@ -82,7 +82,8 @@ class Zygote:
 
     def do_kill(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self.cells is not None
-        return {"cells": [self.cells.kill(Crash(*crash)) for crash in request["crashes"]]}
+        alone = bool(request.get("alone"))
+        return {"cells": [self.cells.kill(Crash(*crash), alone) for crash in request["crashes"]]}
 
     def do_rebuild(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self.cells is not None

@@ -5,8 +5,8 @@ listener before it happens; flags are tested in the filter, so that opening to r
 architecture (32-bit, x32) is announced too and never passes unseen. Works without root (seccomp(2): it needs
 no_new_privs instead, so set-user-ID programs lose their privilege under observation).
 
-Does not see stores into a shared mapping (the recorder compares those files), nor a private mapping made shared
-writable later by mprotect(2): the record's own proof catches that. Numbers: asm/unistd.h of x86_64 and
+Does not see stores into a shared mapping (the recorder compares those files), nor into a shared mapping that
+mprotect(2) makes writable later: the record's own proof catches that. Numbers: asm/unistd.h of x86_64 and
 asm-generic/unistd.h; struct layouts: linux/seccomp.h, linux/filter.h.
 """
 
@@ -43,7 +43,7 @@ STOPS: dict[str, tuple[int, int]] = {
     "removexattr": (197, 14), "lremovexattr": (198, 15), "fremovexattr": (199, 16), "removexattrat": (466, 466),
     "fsync": (74, 82), "fdatasync": (75, 83), "sync": (162, 81), "syncfs": (306, 267),
     "sync_file_range": (277, 84), "msync": (26, 227),
-    "execve": (59, 221), "execveat": (322, 281), "io_uring_setup": (425, 425), "flock": (73, 32),
+    "execve": (59, 221), "execveat": (322, 281), "io_uring_setup": (425, 425), "io_submit": (209, 2), "flock": (73, 32),
 }  # fmt: skip
 #: announced only when an argument says so: name -> (numbers, argument index, mask)
 STOPS_IF_SET: dict[str, tuple[tuple[int, int], tuple[tuple[int, int], ...]]] = {

@@ -1,9 +1,9 @@
 """From a stopped call to the change it is about to make, and from the disk afterwards to the change it made.
 
-Guarantees: a call's effect is confirmed on disk when its thread stops again, not predicted: a call that failed makes
-no event. What is known to change files but cannot be put into an event is listed as unmodelled, so that the verdict
-becomes inconclusive. Does not see exit values; a write that changed neither size nor (for another thread) content is
-taken as done, and the record's proof is the judge of that.
+Guarantees: a call's effect is confirmed on disk when its thread stops again, not predicted: a call that failed
+makes no event (setting times, and syncs, are taken as done). What is known to change files but cannot be put into
+an event is listed as unmodelled, so that the verdict becomes inconclusive. Does not see exit values; a write that
+changed neither size nor (for another thread) content is taken as done, and the record's proof is the judge of that.
 """
 
 from __future__ import annotations
@@ -212,14 +212,26 @@ class Calls:
         found = self._open_file(stop, self.name(stop), fd)
         if found is None:
             return None
-        file = found[0]
-        return Pending(
-            stop, self.name(stop), self._op(stop, "write", file), lambda strict: self.compare(file, self.name(stop))
-        )
+        return self._read_back(stop, found[0], fd)
 
-    def compare(self, file: int, call: str) -> list[Op]:
-        """The events that turn the recorded content of `file` into what is on disk now."""
+    def _read_back(self, stop: Stop, file: int, fd: int) -> Pending:
+        """What the call writes is known only afterwards: from the file, by its name or else by its descriptor."""
+        name = self.name(stop)
+        unnamed = f"/proc/{stop.thread}/fd/{fd & 0xFFFFFFFF}"
+
+        def confirm(strict: bool) -> list[Op]:
+            return self.compare(file, name, unnamed)
+
+        return Pending(stop, name, self._op(stop, "write", file), confirm)
+
+    def compare(self, file: int, call: str, unnamed: str = "") -> list[Op]:
+        """The events that turn the recorded content of `file` into what is on disk now.
+
+        unnamed: another way to the file, for one that has no name.
+        """
         content = self.state.read(file)
+        if content is None:
+            content = _read_if_same(unnamed, self.state, file)
         if content is None:
             return []
         old = self.state.shadow.content(file)
@@ -287,9 +299,7 @@ class Calls:
             end = min(end, size) if mode & _KEEP_SIZE else end
             if end <= offset:
                 return None
-            return Pending(
-                stop, "fallocate", self._op(stop, "write", file), lambda strict: self.compare(file, "fallocate")
-            )
+            return self._read_back(stop, file, a[0])
         if mode & _KEEP_SIZE or end <= size:
             return None
         op = self._op(stop, "allocate", file, size=end)
@@ -311,6 +321,8 @@ class Calls:
                 self._elsewhere("mmap", path)
         elif info.st_size > _MAP_LIMIT:
             self._cannot(f"a shared mapping of {self.state.shadow.path(file)}, larger than {_MAP_LIMIT} bytes")
+        elif self.state.stat(file) is None:
+            self._cannot("a shared mapping of a file without a name")
         else:
             self.mapped.add(file)
 
@@ -775,6 +787,11 @@ class Calls:
     def _io_uring_setup(self, stop: Stop, a: tuple[int, ...]) -> None:
         self._cannot(f"{self.processes.program(stop.thread)} uses io_uring, whose writes cannot be recorded")
 
+    def _io_submit(self, stop: Stop, a: tuple[int, ...]) -> None:
+        self._cannot(
+            f"{self.processes.program(stop.thread)} uses native asynchronous I/O, whose writes are not recorded"
+        )
+
     def _flock(self, stop: Stop, a: tuple[int, ...]) -> None:
         return None
 
@@ -804,6 +821,17 @@ def _lstat(path: str) -> os.stat_result | None:
 def _getxattr(path: str, key: str) -> bytes | None:
     try:
         return os.getxattr(path, key, follow_symlinks=False)
+    except OSError:
+        return None
+
+
+def _read_if_same(path: str, state: State, file: int) -> bytes | None:
+    """The content of what `path` leads to, when that is `file`."""
+    try:
+        if not path or state.file(os.stat(path)) != file:
+            return None
+        with open(path, "rb", buffering=0) as opened:
+            return opened.readall()
     except OSError:
         return None
 

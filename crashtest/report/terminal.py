@@ -94,7 +94,7 @@ class Plain:
 
     def progress(self, name: str, done: int, total: int) -> None:
         if self._clock() - self._last >= HEARTBEAT:
-            self.lines([(("running      ", "dim"), (f"{words.safe(name)}  {done} of {total} points", ""))])
+            self.lines([(("running      ", "dim"), (f"{words.safe(name)}  {done} of {total} cells", ""))])
 
     def finished(self, name: str) -> None:
         """The scenario's own line says so."""

@@ -19,7 +19,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,8 @@ from crashtest.verdict import (
 
 #: cells given to a zygote at once: small enough for two slots to share a scenario, large enough to talk little
 CHUNK = 12
+#: time-outs that came again alone, after which a scenario's other slow cells are not tried
+ENOUGH_TIMEOUTS = 3
 #: cells of each example that are also rebuilt from the record, besides every violation's
 SAMPLE = 4
 _START = (
@@ -145,7 +147,7 @@ class Slot:
 
 @dataclass
 class _Task:
-    """prepare an example, realise a chunk of its cells, or rebuild some."""
+    """prepare an example, realise a chunk of its cells (alone: with nothing beside it), or rebuild some."""
 
     job: _Job
     do: str
@@ -155,6 +157,7 @@ class _Task:
     killed: list[dict[str, Any]] = field(default_factory=list)
     answers: list[dict[str, Any]] = field(default_factory=list)
     error: BaseException | None = None
+    alone: bool = False
 
 
 @dataclass
@@ -171,6 +174,9 @@ class _Job:
     started: float = 0.0
     error: str = ""
     done: bool = False
+    #: cells in which something timed out, to be tried again when nothing else runs
+    slow: list[tuple[Example, Cell]] = field(default_factory=list)
+    timeouts: int = 0
 
 
 class Runner:
@@ -212,8 +218,13 @@ class Runner:
     def _drive(self, jobs: list[_Job], began: float) -> None:
         waiting = deque(jobs)
         active: list[_Job] = []
+        lonely: list[_Job] = []
         limit = self.settings.max_time
-        while waiting or active:
+        while waiting or active or lonely:
+            if lonely and not waiting and not active:
+                active.append(lonely.pop(0))
+                self._again_alone(active[0])
+                continue
             while waiting and len(active) < len(self._slots) and not self.stopped:
                 job = waiting.popleft()
                 job.started = time.monotonic()
@@ -229,7 +240,10 @@ class Runner:
                 self._take(task)
             for job in [job for job in active if not job.open_tasks]:
                 active.remove(job)
-                self._finish(job)
+                if job.slow:
+                    lonely.append(job)
+                else:
+                    self._finish(job)
             if limit is not None and time.monotonic() - began > limit and not self.stopped:
                 self.stopped = "--max-time"
             if self.stopped:
@@ -265,7 +279,8 @@ class Runner:
         assert task.example is not None
         slot.serve(task.example, timeout)
         if task.do == "kill":
-            task.answers = slot.ask({"do": "kill", "crashes": [list(cell) for cell in task.cells]})["cells"]
+            crashes = [list(cell) for cell in task.cells]
+            task.answers = slot.ask({"do": "kill", "crashes": crashes, "alone": task.alone})["cells"]
             return
         for cell in task.cells:
             events, acks = task.example.history(cell)
@@ -298,15 +313,29 @@ class Runner:
         elif task.do == "kill":
             assert task.example is not None
             for cell, facts in zip(task.cells, task.answers, strict=True):
+                if facts["timed_out"] and not task.alone:
+                    job.slow.append((task.example, cell))
+                    continue
+                job.timeouts += facts["timed_out"]
+                job.tried += 1
                 task.example.add(cell, facts)
-            job.tried += len(task.cells)
             self._progress(job)
+            if task.alone:
+                self._again_alone(job)
         else:
             assert task.example is not None
             for cell, killed, rebuilt in zip(task.cells, task.killed, task.answers, strict=True):
                 task.example.confirm(cell, killed, rebuilt)
-        if not job.open_tasks and task.do != "rebuild":
+        if not job.open_tasks and task.do != "rebuild" and not job.slow:
             self._confirm(job)
+
+    def _again_alone(self, job: _Job) -> None:
+        """A time-out counts when it comes again with nothing else running; three that did are enough."""
+        if job.timeouts >= ENOUGH_TIMEOUTS:
+            job.slow.clear()  # they stay untried, and are counted so
+        if job.slow:
+            example, cell = job.slow.pop(0)
+            self._give(_Task(job, "kill", example, cells=[cell], alone=True))
 
     def _confirm(self, job: _Job) -> None:
         """All cells are in: do every violation, and a sample, the other way as well."""
@@ -328,6 +357,8 @@ class Runner:
         if self.stopped and not job.error and len(job.examples) < len(job.sequences):
             unrun = max(unrun, 1)
         made = result(job.scenario, job.examples, time.monotonic() - job.started, unrun, job.error)
+        if unrun and not self.stopped and made.verdict == "held":
+            made.verdict, made.as_expected = "inconclusive", False
         if self.stopped and unrun and made.verdict in ("held", "inconclusive") and not made.reason:
             made.verdict, made.as_expected = "inconclusive", False
             made.reason = f"stopped ({self.stopped}) with {unrun} cells not tried; give it more time"
@@ -397,6 +428,8 @@ def run(scenarios: list[Scenario], files: dict[str, Path], settings: Settings, e
     An interruption ends everything and comes back as a result.
     """
     seccomp = _observation(settings)
+    for scenario in scenarios:
+        scenario.allow_outside = (*scenario.allow_outside, *settings.allow_outside)
     jobs = [
         _Job(scenario, files[scenario.file], sequences(scenario, settings.seed, settings.examples))
         for scenario in scenarios
@@ -433,7 +466,7 @@ def _run(jobs: list[_Job], settings: Settings, seccomp: bool, emit: Emit, only: 
         finally:
             directory.close()
     results = [made for _, made in runner.finished]
-    for job, made in runner.finished:
+    for job, made in runner.finished if only is None else []:
         store(job, made, settings)
     whole = RunResult(
         seed=settings.seed,
@@ -508,7 +541,7 @@ def replay(record_path: Path, settings: Settings, emit: Emit) -> RunResult:
         record = json.loads(record_path.read_text())
         cells = [Cell(*record["cell"])] if record["cell"] is not None else []
         ops, file, label = record["ops"], Path(record["file"]), record["scenario"].rpartition("::")[0]
-        function, identity = record["function"], record["id"]
+        function, identity, seed = record["function"], record["id"], int(record["seed"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{quoted(record_path)} is not a stored violation: {quoted(error)}") from None
     if not file.exists() and Path(label).exists():
@@ -519,6 +552,7 @@ def replay(record_path: Path, settings: Settings, emit: Emit) -> RunResult:
     if not found:
         raise UsageError(f"{quoted(label)} has no scenario {quoted(function)} any more")
     seccomp = _observation(settings)
+    settings = replace(settings, seed=seed)
     made = _run([_Job(found[0], file, [ops])], settings, seccomp, emit, cells)
     _same_place(made, record, identity)
     return made

@@ -635,3 +635,22 @@ def test_names_from_outside_are_escaped() -> None:
     assert escape("a\x1b[31m\n\\\udcff") == "a\\x1b[31m\\n\\\\\\udcff"
     assert escape(b"\xff ok") == "\\udcff ok"
     assert len(escape("x" * 999)) == 400
+
+
+def test_a_file_of_somebody_else_under_the_name_of_a_temp_is_left_alone(repo: Repo) -> None:
+    """It appears after the transaction was planned and before its content is staged."""
+
+    def appear(event: str, _: tuple[object, ...]) -> None:
+        if event == "jin_core.files.stage" and armed:
+            armed.clear()
+            (repo.path / ".jin-1-0").write_bytes(b"somebody else's")
+
+    armed = [True]
+    sys.addaudithook(appear)
+    with pytest.raises(jin_core.JinError):
+        commit(repo, lambda tx: tx.write("file", b"new"))
+    assert not armed
+    assert (repo.path / ".jin-1-0").read_bytes() == b"somebody else's"
+    (repo.path / ".jin-1-0").unlink()
+    commit(repo, lambda tx: tx.write("file", b"new"))
+    assert (repo.path / "file").read_bytes() == b"new"

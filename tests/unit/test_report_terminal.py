@@ -419,7 +419,7 @@ def test_a_log_hears_of_a_long_scenario_now_and_then() -> None:
         now[0] = float(second)
         report(Progress(SAVE, second, 100))
     lines = stream.getvalue().splitlines()
-    assert lines == [f"running      {SAVE}  {second} of 100 points" for second in (30, 60, 90)]
+    assert lines == [f"running      {SAVE}  {second} of 100 cells" for second in (30, 60, 90)]
 
 
 def test_a_line_is_written_as_soon_as_its_scenario_ends() -> None:
