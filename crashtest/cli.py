@@ -324,6 +324,10 @@ def cli() -> None:
 @click.option("--allow-partial", is_flag=True, help="A run that --max-time stopped may still end in exit 0.")
 @OBSERVATION
 @click.option(
+    "--depth", type=click.IntRange(1, 9), default=2, show_default=True, metavar="N",
+    help="1 kills the workload only, 2 kills recovery as well, 3 the recovery after that, and so on.",
+)  # fmt: skip
+@click.option(
     "--allow-outside", "allow_outside", multiple=True, metavar="GLOB",
     help="Paths outside the state directory that a scenario may change; may be given more than once.",
 )  # fmt: skip
@@ -349,6 +353,7 @@ def run(
     allow_partial: bool,
     observation: str,
     allow_outside: tuple[str, ...],
+    depth: int,
     reports: tuple[tuple[str, ...], ...],
     report_dir: Path,
 ) -> int:
@@ -370,6 +375,7 @@ def run(
         report_dir=report_dir,
         observation=observation,
         allow_outside=allow_outside,
+        depth=depth,
     )
     wanted = _flat(reports)
     _prepare(report_dir, wanted)

@@ -24,6 +24,6 @@ class Settings:
     allow_outside: tuple[str, ...] = ()
     report_dir: Path = field(default_factory=lambda: Path(".crashtest"))
     observation: str = "auto"
-    depth: int = 1
+    depth: int = 2
     #: how many operation sequences are drawn when a scenario's `ops` is a strategy
     examples: int = 5

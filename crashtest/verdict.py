@@ -53,6 +53,8 @@ class Nested(msgspec.Struct, kw_only=True):
 
     depth: int = 1
     cells: int = 0
+    #: the depth at which nothing new appeared, so that deeper crashes lead to nothing else; None: not seen
+    closed: int | None = None
 
 
 class ScenarioResult(msgspec.Struct, kw_only=True):

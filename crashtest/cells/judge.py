@@ -86,6 +86,11 @@ def idempotent_fault(first: str, failure: str, second: str) -> Fault | None:
     return None
 
 
+def interrupted_fault(whole: str, killed: str) -> Fault:
+    """`idempotent`: recovery that was killed in between and then run again shows what it would have shown."""
+    return Fault("idempotent", f"recovery that is killed and run again gives {shown(whole)}", shown(killed))
+
+
 def visible_fault(glances: Sequence[str], failure: str, seen: str) -> Fault | None:
     """`visible`: what a reader sees before recovery is one of the states, as such a reader sees them."""
     if failure:

@@ -50,6 +50,10 @@ class Example:
         self.faults: list[tuple[Fault, Cell, dict[str, Any]]] = []
         self.judged: dict[str, int] = {}
         self.seen: set[tuple[str, int]] = set()
+        self.inner = 0
+        self.inner_where: dict[Cell, str] = {}
+        self.seen_inner: set[tuple[str, int]] = set()
+        self.inner_steps: set[str] = set()
         self.harness_error = ""
         self.self_proofs = 0
         self.rebuilt = 0
@@ -82,14 +86,59 @@ class Example:
                 or f"in the cell that should die {place(self.events, cell, facts['before'])}: {facts['problem']}"
             )
             return
-        if facts["new"] is not None:
-            self.facts[facts["tree"]] = facts["new"]
+        self._take_in(facts["new"])
         tree = self.facts[facts["tree"]]
         if tree["skipped"]:
             return
         self.seen.add((facts["tree"], facts["acks"]))
         for fault in self._faults(tree, facts):
             self.faults.append((fault, cell, facts))
+        for inner in facts["inner"]:
+            self._add_inner(cell, facts, inner)
+
+    def _take_in(self, new: dict[str, dict[str, Any]]) -> None:
+        """Facts about trees that were not known; the record of each recovery must prove itself too."""
+        for digest, facts in new.items():
+            self.facts[digest] = facts
+            self.harness_error = self.harness_error or (
+                f"the record of a recovery does not give what it left on disk: {quoted(facts['proof'][0], 400)}"
+                if facts["proof"] and not facts["unmodelled"]
+                else ""
+            )
+            if facts["unmodelled"]:
+                words = "; ".join(map(quoted, facts["unmodelled"][:3]))
+                self.reason = self.reason or f"recovery changes files in a way that cannot be recorded: {words}"
+            outside = _outside(self.scenario, facts["outside"])
+            if outside:
+                self.reason = self.reason or (
+                    f"recovery changes files outside the directory: {', '.join(map(quoted, outside[:3]))}; keep to the "
+                    "directory it is given, or say allow_outside=[...]"
+                )
+
+    def _add_inner(self, cell: Cell, facts: dict[str, Any], inner: dict[str, Any]) -> None:
+        """Judge one nested crash state, with the acks of the run that was killed first."""
+        self.inner += 1
+        key = (inner["tree"], facts["acks"])
+        tree = self.facts[inner["tree"]]
+        if tree["skipped"]:
+            return
+        told = {
+            **facts,
+            "tree": inner["tree"],
+            "extra": inner["extra"],
+            "then": inner["before"],
+            "step": inner["step"],
+            "inner_where": inner["where"],
+        }
+        self.inner_steps.update(filter(None, [inner["step"]]))
+        nested = cell._replace(inner=tuple((cut, kind, torn) for cut, kind, torn in inner["path"]))
+        outer = self.facts[inner["outer"]]
+        found = self._faults(tree, told) if key not in self.seen else []
+        self.seen_inner.add(key)
+        changed = not outer["failure"] and not tree["failure"] and outer["observed"] != tree["observed"]
+        if changed and "idempotent" in self.scenario.claimed():
+            found.append(judge.interrupted_fault(outer["observed"], tree["observed"]))
+        self.faults += [(fault, nested, told) for fault in found]
 
     def _count(self, *guarantees: str) -> None:
         for guarantee in guarantees:
@@ -143,18 +192,22 @@ class Example:
         whole = [(c, f) for c, f in self.cells if c.variant == "group" and self._same_place(c, f)]
         causes: dict[tuple[str, str], tuple[Cell, dict[str, Any]]] = {}
         for fault, cell, facts in self.faults:
-            if cell.variant == "group" and self._same_place(cell, facts):
+            if cell.variant == "group" and not cell.inner and self._same_place(cell, facts):
                 causes.setdefault((fault.guarantee, self.cause(cell, facts)), (cell, facts))
         step = max(1, len(whole) // sample) if sample else len(whole) + 1
         return [*causes.values(), *whole[step // 2 :: step][:sample]]
 
     def where(self, cell: Cell, facts: dict[str, Any]) -> str:
         """The code line (known from the recorded run) or the program that issues the call before which it died."""
+        if cell.inner:
+            return self.inner_where.get(cell) or str(facts["inner_where"])
         known = self.events[cell.cut].where if cell.cut < len(self.events) and self._same_place(cell, facts) else ""
         return known or str(facts["where"])
 
     def cause(self, cell: Cell, facts: dict[str, Any]) -> str:
         """What makes two violations of a guarantee one: the same call at the same place in the program."""
+        if cell.inner:
+            return f"{_call(facts['then'])} {facts['inner_where']} in recovery"
         return f"{_call(facts['before'])} {self.where(cell, facts)}"
 
     def _same_place(self, cell: Cell, facts: dict[str, Any]) -> bool:
@@ -175,14 +228,49 @@ class Example:
         acks = [f"{int(e.same)}{e.value}" for e in events if isinstance(e, Ack)]
         return events, acks
 
+    def frontier(self) -> bool:
+        """Whether some nested crash leaves a tree whose own recovery was not killed: it lies at the last depth."""
+        outer = {facts["tree"] for _, facts in self.cells}
+        return any(tree not in outer for tree, _ in self.seen_inner if not self.facts[tree]["nested"])
+
+    def inner_to_confirm(self) -> list[tuple[Cell, dict[str, Any]]]:
+        """The first nested crash of each violation's cause, to be made by real kills."""
+        causes: dict[tuple[str, str], tuple[Cell, dict[str, Any]]] = {}
+        for fault, cell, facts in sorted(self.faults, key=_order):
+            if cell.inner and cell.variant == "group" and self._same_place(cell, facts):
+                causes.setdefault((fault.guarantee, self.cause(cell, facts)), (cell, facts))
+        return list(causes.values())
+
+    def confirm_inner(self, cell: Cell, rebuilt: dict[str, Any], killed: dict[str, Any]) -> None:
+        """A nested crash state was made by real kills as well; it also told where in the program recovery died."""
+        self.inner_where[cell] = killed["where"]
+        if killed["proof"]:
+            self.harness_error = (
+                self.harness_error or f"a killed recovery's record is wrong: {quoted(killed['proof'][0])}"
+            )
+            return
+        self._compare(cell, {**killed, "acks": rebuilt["acks"]}, rebuilt, killed["new"] or self.facts)
+
     def confirm(self, cell: Cell, killed: dict[str, Any], rebuilt: dict[str, Any]) -> None:
         """A killed and a rebuilt crash state must show the same; else the harness is wrong, and says so."""
-        one, other = self.facts[killed["tree"]], rebuilt["new"]
-        if other is None or one["skipped"] or other["skipped"]:
+        self._compare(cell, killed, {**rebuilt, "acks": killed["acks"]}, self.facts, rebuilt["new"])
+
+    def _compare(
+        self,
+        cell: Cell,
+        killed: dict[str, Any],
+        rebuilt: dict[str, Any],
+        known: dict[str, dict[str, Any]],
+        new: dict[str, dict[str, Any]] | None = None,
+    ) -> None:
+        """known, new: where the facts about the killed and the rebuilt tree are."""
+        one = known.get(killed["tree"]) or self.facts[killed["tree"]]
+        other = (new or self.facts)[rebuilt["tree"]]
+        if one["skipped"] or other["skipped"]:
             return
         self.rebuilt += 1
         here = {fault.guarantee for fault in self._faults(one, killed)}
-        there = {fault.guarantee for fault in self._faults(other, {**rebuilt, "acks": killed["acks"]})}
+        there = {fault.guarantee for fault in self._faults(other, rebuilt)}
         if bool(one["failure"]) != bool(other["failure"]) or one["observed"] != other["observed"] or here != there:
             shown = f"{other['failure'] or quoted(other['observed'])}, violated: {sorted(there)}"
             self.harness_error = self.harness_error or (
@@ -190,6 +278,12 @@ class Example:
                 f"({place(self.events, cell, killed['before'])}): "
                 f"killed: {one['failure'] or quoted(one['observed'])}, violated: {sorted(here)}; rebuilt: {shown}"
             )
+
+
+def _order(fault: tuple[Fault, Cell, dict[str, Any]]) -> tuple[Any, ...]:
+    """The shallowest and earliest crash first, the whole group before its variants."""
+    cell = fault[1]
+    return len(cell.inner), cell.cut, cell.torn, cell.variant != "group", cell.variant, cell.inner
 
 
 def _call(words: str) -> str:
@@ -253,7 +347,7 @@ def _outside(scenario: Scenario, changes: list[str]) -> list[str]:
 
 
 def result(
-    scenario: Scenario, examples: list[Example], seconds: float, unrun: int, harness_error: str = ""
+    scenario: Scenario, examples: list[Example], seconds: float, unrun: int, harness_error: str = "", depth: int = 1
 ) -> ScenarioResult:
     """The verdict over all examples of a scenario. unrun: planned cells that were never tried."""
     harness_error = harness_error or next((e.harness_error for e in examples if e.harness_error), "")
@@ -280,7 +374,7 @@ def result(
         operations=max((len(e.states) - 1 for e in examples if e.states), default=0),
         seconds=round(seconds, 3),
         models={"kill": model},
-        nested=Nested(depth=1, cells=0),
+        nested=Nested(depth=depth, cells=sum(e.inner for e in examples), closed=_closed(examples, depth)),
         violations=violations,
         self_proofs=sum(e.self_proofs for e in examples),
         rebuilt=sum(e.rebuilt for e in examples),
@@ -290,6 +384,13 @@ def result(
     _notes(made, scenario, examples)
     _conclude(made, scenario, violated, any(e.reason and not e.prepared["fault"] for e in examples))
     return made
+
+
+def _closed(examples: list[Example], depth: int) -> int | None:
+    """The depth at which no crash in recovery leaves a tree that was not recovered and killed already, if it is."""
+    if depth < 2 or not examples:
+        return None
+    return depth if all(not e.frontier() for e in examples) else None
 
 
 def _conclude(made: ScenarioResult, scenario: Scenario, violated: set[str], unknown: bool) -> None:
@@ -348,15 +449,15 @@ def _violations(scenario: Scenario, examples: list[Example]) -> list[Violation]:
                     acked=len(example.states) - 1, wanted=wanted, observed=observed, hint=example.prepared["problem"],
                 ),
             )  # fmt: skip
-        order = sorted(example.faults, key=lambda f: (f[1].cut, f[1].torn, f[1].variant != "group", f[1].variant))
-        for fault, cell, facts in order:
+        for fault, cell, facts in sorted(example.faults, key=_order):
             key = (fault.guarantee, example.cause(cell, facts))
             if key in found:
                 found[key].count += 1
                 continue
             found[key] = Violation(
                 id=cell_id(scenario.name, name, cell, "kill"), guarantee=fault.guarantee, model="kill",
-                expected=fault.guarantee in expected, count=1, point=place(example.events, cell, facts["before"]),
+                expected=fault.guarantee in expected, count=1,
+                point=place(example.events, cell, facts["before"], facts.get("then", "")),
                 where=example.where(cell, facts), acked=facts["acks"], wanted=fault.wanted, observed=fault.observed,
                 hint=_HINTS[fault.guarantee],
             )  # fmt: skip
@@ -367,7 +468,7 @@ def find(examples: list[Example], identity: str) -> tuple[Example, Cell | None]:
     """The example and cell that a violation's id names; no cell when the run without a crash showed it."""
     for example in examples:
         name = example_id(example.ops)
-        for cell, _ in example.cells:
+        for _, cell, _ in example.faults:
             if cell_id(example.scenario.name, name, cell, "kill") == identity:
                 return example, cell
     return next(e for e in examples if e.prepared["fault"]), None
@@ -375,6 +476,7 @@ def find(examples: list[Example], identity: str) -> tuple[Example, Cell | None]:
 
 def _steps(made: ScenarioResult, scenario: Scenario, examples: list[Example]) -> None:
     killed = {facts["step"] for example in examples for _, facts in example.cells if facts["step"]}
+    killed.update(step for example in examples for step in example.inner_steps)
     made.steps_killed = sorted(killed)
     made.steps_not_reached = sorted(set(scenario.steps) - killed)
 

@@ -25,6 +25,8 @@ class Cell(NamedTuple):
     kind: str
     torn: int
     variant: str
+    #: nested crashes: where each recovery is killed in turn, as (cut, kind, torn)
+    inner: tuple[tuple[int, str, int], ...] = ()
 
 
 class Plan(NamedTuple):
@@ -51,6 +53,18 @@ def tears(op: Op) -> list[int]:
     return list(range(first, len(op.data), PAGE))
 
 
+def tears_tried(op: Op) -> tuple[list[int], int]:
+    """The lengths at which a write is torn, and how many possible ones are left out."""
+    if op.kind != "write":
+        return [], 0
+    lengths = tears(op)
+    if op.call not in _TEARABLE:
+        return [], len(lengths)  # bytes that the kernel moves by itself cannot be stopped half-way
+    if len(lengths) <= TEARS:
+        return lengths, 0
+    return [lengths[0], lengths[len(lengths) // 2], lengths[-1]], len(lengths) - TEARS
+
+
 def plan(events: list[Event], company: list[int], seccomp: bool) -> Plan:
     """The cells of one recorded run. company: the cuts at which the worker had children."""
     points = crash_points(events)
@@ -66,13 +80,9 @@ def plan(events: list[Event], company: list[int], seccomp: bool) -> Plan:
         if cut in beside:
             cells += [Cell(cut, kind, 0, "worker"), Cell(cut, kind, 0, "late")]
         event = events[cut] if cut < len(events) else None
-        if isinstance(event, Op) and event.kind == "write":
-            lengths = tears(event)
-            if event.call not in _TEARABLE:
-                skipped += len(lengths)  # bytes that the kernel moves by itself cannot be stopped half-way
-                continue
-            chosen = lengths if len(lengths) <= TEARS else [lengths[0], lengths[len(lengths) // 2], lengths[-1]]
-            skipped += len(lengths) - len(chosen)
+        if isinstance(event, Op):
+            chosen, left_out = tears_tried(event)
+            skipped += left_out
             cells += [Cell(cut, kind, length, "group") for length in chosen]
     return Plan(len(points), cells, skipped)
 
@@ -88,12 +98,14 @@ def example_id(ops: list[str] | None) -> str:
 
 def cell_id(name: str, example: str, cell: Cell, model: str) -> str:
     """`path::function/EXAMPLE/POINT/MODEL/LOSS`."""
-    loss = short_hash(f"torn at {cell.torn}") if cell.torn else "none"
-    return f"{name}/{example}/{cell.cut}{_VARIANTS[cell.variant]}/{model}/{loss}"
+    point = f"{cell.cut}{_VARIANTS[cell.variant]}" + "".join(f">{cut}" for cut, _, _ in cell.inner)
+    torn = [cell.torn, *(torn for _, _, torn in cell.inner)]
+    loss = short_hash(f"torn at {torn}") if any(torn) else "none"
+    return f"{name}/{example}/{point}/{model}/{loss}"
 
 
-def place(events: list[Event], cell: Cell, before: str) -> str:
-    """Where the crash struck, in words that follow "died": "before rename(a.tmp -> a)"."""
+def place(events: list[Event], cell: Cell, before: str, then: str = "") -> str:
+    """Where the crash struck, in words that follow "died": "before rename(a.tmp -> a)". then: and recovery after it."""
     parts = []
     if cell.cut and cell.cut <= len(events) and isinstance(events[cell.cut - 1], Ack):
         parts.append(f"after {events[cell.cut - 1].describe()}")
@@ -108,4 +120,8 @@ def place(events: list[Event], cell: Cell, before: str) -> str:
         words += " (the worker alone was killed; its children ran on to their end)"
     elif cell.variant == "late":
         words += " (the worker alone was killed; its children were held until recovery waited for them)"
+    if cell.inner:
+        torn = cell.inner[-1][2]
+        died = f"inside {then}, with {torn} bytes written" if torn else f"before {then}"
+        words += f"; then recovery died {died}"
     return words

@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from crashtest.cells import worker
-from crashtest.cells.judge import next_operation
 from crashtest.cells.supervise import Crash, Outcome, Supervision
 from crashtest.errors import HarnessError, UsageError, quoted
 from crashtest.observe import bpf
 from crashtest.observe.syscalls import Recorder
 from crashtest.persist.tree import Tree, remove
 from crashtest.scenario import Run, Scenario
-from crashtest.trace import Event, Op, Step
+from crashtest.trace import Event, Trace
 from crashtest.values import parse
 
 #: what every part of a scenario is run with, so that two runs differ in nothing the harness could have fixed
@@ -50,6 +49,10 @@ class Restarted:
     failure: str = ""
     timeout: bool = False
     value: str = "null"
+    #: what recovery did (observe, where that is the recovery), when it was recorded
+    trace: Trace | None = None
+    #: how that record differs from the disk, or []
+    proof: list[str] = field(default_factory=list)
     #: the tree after recovery, before observe
     tree: Tree | None = None
     observe_changed: list[str] = field(default_factory=list)
@@ -90,8 +93,10 @@ class Bench:
             remove(f"{self.root}/{name}")
 
     def restore(self, tree: Tree) -> dict[int, int]:
+        """Put a tree on disk; its file ids by inode number (`tree.inodes` too)."""
         self.clear()
-        return tree.restore(self.state)
+        tree.inodes = tree.restore(self.state)
+        return tree.inodes
 
     def capture(self) -> Tree:
         return Tree.capture(self.state)
@@ -134,6 +139,34 @@ class Bench:
         out = self._supervise(worker.part(function, self.state, name, *more), end=end, **options).run()
         return self._part_result(name, out)
 
+    def recover_on(self, tree: Tree, crash: Crash | None = None, stacks: bool = False) -> tuple[Restarted, Outcome]:
+        """Run recovery (observe, where there is no recover part) on disk, recorded. tree: what is on disk.
+
+        crash: kill it there. The tree must have been captured from the disk, or restored to it (`Tree.inodes`).
+        """
+        name, function = self._recovery()
+        shadow = tree.copy()
+        out = self._supervise(
+            worker.part(function, self.state, name),
+            end=self.end,
+            filter_program=self.program,
+            make_recorder=lambda channels: Recorder(self.state, shadow, dict(tree.inodes), channels),
+            steps=True,
+            stacks=stacks,
+            crash=crash,
+            who="recovery",
+        ).run()
+        made = self._part_result(name, out)
+        made.tree, made.trace = self.capture(), out.trace
+        made.proof = shadow.differences(made.tree)
+        return made, out
+
+    def _recovery(self) -> tuple[str, Callable[[Path], object]]:
+        scenario = self.scenario
+        name, function = ("recover", scenario.do_recover) if scenario.do_recover else ("observe", scenario.do_observe)
+        assert function is not None
+        return name, function
+
     def _part_result(self, name: str, out: Outcome) -> Restarted:
         if "usage" in out.answer:
             raise UsageError(f"{self.scenario.name}: {out.answer['usage']}")
@@ -156,39 +189,46 @@ class Bench:
             raise UsageError(f"{self.scenario.name}: glance changes files ({changed[0]}); it must only look")
         return seen
 
-    def restart(self, known: dict[str, str] | None = None) -> Restarted:
+    def restart(self, known: dict[str, str] | None = None, record: Tree | None = None) -> Restarted:
         """Recover and observe what is on disk, each in a fresh process.
 
         known: digests of recovered trees that have been observed, with what was seen; a tree in it is not
-        observed again, a new one is added.
+        observed again, a new one is added. record: the tree on disk, to have recovery recorded.
         """
         assert self.scenario.do_observe is not None
-        notes: list[str] = []
-        before = None
-        if self.scenario.do_recover is not None:
-            recovered = self._part("recover", self.scenario.do_recover)
+        recovered = Restarted()
+        if self.scenario.do_recover is None and record is None:
+            seen = self._part("observe", self.scenario.do_observe)
+            seen.tree = self.capture()
+        elif self.scenario.do_recover is None and record is not None:
+            seen, _ = self.recover_on(record)
+        else:
+            if record is not None:
+                recovered, _ = self.recover_on(record)
+            else:
+                recovered = self._part("recover", self._recovery()[1])
+                recovered.tree = self.capture()
             if recovered.failure:
                 recovered.failure = f"recovery {recovered.failure}"
                 return recovered
-            notes, before = recovered.notes, self.capture()
-            if known is not None and before.digest() in known:
-                return Restarted(value=known[before.digest()], tree=before, notes=notes)
-        seen = self._part("observe", self.scenario.do_observe)
+            assert recovered.tree is not None
+            if known is not None and recovered.tree.digest() in known:
+                recovered.value = known[recovered.tree.digest()]
+                return recovered
+            seen = self._part("observe", self.scenario.do_observe)
+            after = self.capture()
+            if recovered.tree.digest() != after.digest():
+                seen.observe_changed = recovered.tree.differences(after, 3)
+            seen.tree, seen.trace, seen.proof = recovered.tree, recovered.trace, recovered.proof
         seen.failure = seen.failure and f"observe {seen.failure}"
-        seen.notes = notes + seen.notes
-        after = self.capture()
-        seen.tree = before or after
-        if before is not None and before.digest() != after.digest():
-            seen.observe_changed = before.differences(after, 3)
-        if known is not None and not seen.failure:
+        seen.notes = recovered.notes + seen.notes
+        if known is not None and not seen.failure and seen.tree is not None:
             known[seen.tree.digest()] = seen.value
         return seen
 
     def restart_beside(self, held: frozenset[int], on_lock: Callable[[int], None]) -> Restarted:
         """Recover what is on disk while the processes `held` are stopped; on_lock lets them go."""
-        scenario = self.scenario
-        name, function = ("recover", scenario.do_recover) if scenario.do_recover else ("observe", scenario.do_observe)
-        assert function is not None
+        name, function = self._recovery()
         done = self._part(name, function, but=held, on_lock=on_lock, filter_program=self.program)
         done.failure = done.failure and f"recovery {done.failure}"
         return done
@@ -234,7 +274,7 @@ class Bench:
         if record and shadow is not None:
             options = {
                 "filter_program": self.program,
-                "make_recorder": lambda channels: Recorder(state, shadow, inodes, channels),
+                "make_recorder": lambda channels: Recorder(state, shadow, dict(inodes), channels),
                 "stacks": stacks,
             }
         if record:
@@ -285,203 +325,3 @@ def summary(event: Event | None) -> tuple[str, str]:
     if event is None:
         return "", ""
     return event.describe(), event.where
-
-
-# -- cells ------------------------------------------------------------------------------------------------------------
-
-
-class Cells:
-    """The crash states of one example: realises them, recovers each distinct tree once, judges nothing itself.
-
-    states: S0..Sn as canonical text. Results are plain dicts for a message (docs: `matrix.py` reads them).
-    """
-
-    def __init__(self, bench: Bench, first: Tree, ops: list[str] | None, states: list[str]) -> None:
-        self.bench = bench
-        self.first = first
-        self.ops = ops
-        self.states = states
-        self.known: dict[str, dict[str, Any]] = {}
-        self._observed: dict[str, str] = {}
-        self._again: dict[str, dict[str, Any]] = {}
-        bench.end = "quick"
-        self._live: dict[tuple[str, int], dict[str, Any]] = {}
-        self._checked: dict[tuple[str, int], str] = {}
-        self._rest_done = False
-        self._timeouts = 0
-
-    def kill(self, crash: Crash, alone: bool = False) -> dict[str, Any]:
-        """One real kill, then recovery (`_kill`); alone: nothing else runs now, so a time-out is no chance.
-
-        A cell in which anything timed out says so (`timed_out`), and nothing of it is remembered.
-        """
-        self.bench.timed_out = False
-        cell = self._kill(crash)
-        cell["timed_out"] = self.bench.timed_out
-        new = cell.get("new")
-        if alone and new is not None and new["timeout"]:
-            new["failure"] += ", twice"
-        if self.bench.timed_out and not alone:
-            self._timeouts += 1
-            for remembered in (self._observed, self._again, self._live, self._checked):
-                remembered.clear()
-            if new is not None:
-                self.known.pop(cell["tree"], None)
-        return cell
-
-    def _kill(self, crash: Crash) -> dict[str, Any]:
-        """One real kill, then recovery. `proof` in the answer says how the run's record and the disk differ."""
-        ran, supervision = self.bench.run(self.first, self.ops or [], record=True, crash=crash)
-        if crash.variant == "late" and supervision.held():
-            return self._late(crash, ran, supervision)
-        out = supervision.finish() if crash.variant == "late" else ran.outcome
-        if crash.variant == "late":
-            ran.disk = self.bench.capture()
-        cell = self._cell(crash, ran, out)
-        cell.update(self.settle(ran.disk, out.acks))
-        return cell
-
-    def _cell(self, crash: Crash, ran: Ran, out: Outcome, held: bool = False) -> dict[str, Any]:
-        before, where = summary(out.before)
-        step = out.before.name if isinstance(out.before, Step) else ""
-        return {
-            "cut": crash.cut,
-            "torn": crash.torn,
-            "variant": crash.variant,
-            "end": out.end,
-            "problem": "" if out.end in ("killed", "normal") else f"the workload {failure(out, self.bench.timeout)}",
-            "events": len(out.trace.events),
-            "before": before,
-            "where": where,
-            "step": step,
-            "proof": ran.proof,
-            "strays": out.strays,
-            "outside": out.trace.outside,
-            "proved": self.bench.program is not None and not held,
-            "acks": len(out.acks),
-        }
-
-    def _late(self, crash: Crash, ran: Ran, supervision: Supervision) -> dict[str, Any]:
-        """Recovery starts while the killed worker's children are held; they go on when it waits for a lock."""
-        but = supervision.held()
-        restarted = self.bench.restart_beside(but, supervision.drain)
-        out = supervision.finish()
-        cell = self._cell(crash, ran, out, held=True)
-        tree = self.bench.capture()
-        if not restarted.failure:
-            restarted = self.bench.look()
-        digest = f"late:{tree.digest()}"
-        self.known[digest] = self._facts(restarted, tree)
-        cell.update(
-            {"tree": digest, "new": self.known[digest], "extra": self._extra(digest, tree, restarted, out.acks)}
-        )
-        return cell
-
-    def settle(self, disk: Tree, acks: list[bytes]) -> dict[str, Any]:
-        """Recover what is on disk (its tree is `disk`), unless that tree is known already."""
-        digest = disk.digest()
-        new = None
-        if digest not in self.known:
-            new = self.known[digest] = self._recover(disk)
-        facts = self.known[digest]
-        restarted = Restarted(facts["failure"], facts["timeout"], facts["observed"])
-        tree = facts.get("_tree")
-        extra = self._extra(digest, tree, restarted, acks) if tree is not None else {}
-        sent = None if new is None else {key: value for key, value in new.items() if not key.startswith("_")}
-        return {"tree": digest, "new": sent, "extra": extra}
-
-    def _recover(self, disk: Tree) -> dict[str, Any]:
-        glance = None
-        if self.bench.scenario.do_glance is not None:
-            seen = self.bench.glance()
-            glance = {"failure": seen.failure and f"glance {seen.failure}", "observed": seen.value}
-        if self._timeouts >= 3:
-            return {
-                **self._facts(Restarted("was not tried: three recoveries timed out already"), None),
-                "skipped": True,
-            }
-        self.bench.forget_scratch()
-        restarted = self.bench.restart(self._observed)
-        facts = self._facts(restarted, restarted.tree)
-        facts["glance"] = glance
-        if not restarted.failure and restarted.tree is not None:
-            facts["again"] = self._recover_again(restarted)
-            facts["_tree"] = restarted.tree
-        return facts
-
-    def _facts(self, restarted: Restarted, tree: Tree | None) -> dict[str, Any]:
-        return {
-            "failure": restarted.failure,
-            "timeout": restarted.timeout,
-            "observed": restarted.value,
-            "names": tree.names() if tree is not None else [],
-            "recovered": tree.digest() if tree is not None else "",
-            "observe_changed": restarted.observe_changed,
-            "notes": restarted.notes,
-            "glance": None,
-            "again": None,
-            "skipped": False,
-        }
-
-    def _recover_again(self, first: Restarted) -> dict[str, Any]:
-        """Recovery of the recovered tree, once for each."""
-        assert first.tree is not None
-        digest = first.tree.digest()
-        known = self._again.get(digest)
-        if known is None:
-            if first.observe_changed:
-                self.bench.restore(first.tree)
-            second = self.bench.restart(self._observed)
-            known = self._again[digest] = {"failure": second.failure, "observed": second.value}
-        return known
-
-    def _extra(self, digest: str, tree: Tree, restarted: Restarted, acks: list[bytes]) -> dict[str, Any]:
-        """What depends on the acks as well: the user's own check, and going on from here."""
-        if restarted.failure:
-            return {}
-        extra: dict[str, Any] = {}
-        scenario, acked = self.bench.scenario, len(acks)
-        if scenario.do_check is not None:
-            key = (digest, acked)
-            if key not in self._checked:
-                self.bench.restore(tree)
-                self._checked[key] = self.bench.check([line[1:].decode() for line in acks])
-            extra["check"] = self._checked[key]
-        if "live" in scenario.guarantees and self.ops is not None:
-            number = next_operation(self.states, acked, restarted.value)
-            if number is not None and number < len(self.ops):
-                extra["live"] = self._go_on(tree, number, number + 1)
-                if not self._rest_done and len(self.ops) - number > 1:
-                    self._rest_done = True
-                    extra["rest"] = self._go_on(tree, number, len(self.ops))
-        return extra
-
-    def _go_on(self, tree: Tree, number: int, last: int) -> dict[str, Any]:
-        """Operations `number`+1 to `last` on the recovered tree, then start again and look."""
-        key = (tree.digest(), number if last == number + 1 else -number - 1)
-        if key not in self._live:
-            assert self.ops is not None
-            ran, _ = self.bench.run(tree, self.ops[number:last])
-            words = failure(ran.outcome, self.bench.timeout)
-            done = {"from": number, "last": last, "failure": words and f"the workload {words}", "observed": "null"}
-            if not words and len(ran.outcome.acks) != last - number:
-                done["failure"] = f"{len(ran.outcome.acks)} of {last - number} operations were acked"
-            if not done["failure"]:
-                after = self.known.get(ran.disk.digest())  # a tree that has been recovered already
-                if after is not None and not after["skipped"]:
-                    done["failure"], done["observed"] = after["failure"], after["observed"]
-                else:
-                    seen = self.bench.restart(self._observed)
-                    done["failure"], done["observed"] = seen.failure, seen.value
-            self._live[key] = done
-        return self._live[key]
-
-    def rebuild(self, events: list[Event], acks: list[bytes], torn: int) -> dict[str, Any]:
-        """The same crash state without a kill: the recorded events applied to the first state, then recovery."""
-        tree = self.first.copy()
-        for event in events:
-            if isinstance(event, Op):
-                tree.apply(event)
-        self.bench.restore(tree)
-        self.known.pop(tree.digest(), None)
-        return self.settle(tree, acks)

@@ -121,6 +121,7 @@ class Supervision:
         builtin_steps: bool = False,
         end: str = "orderly",
         state: str = "",
+        who: str = "the workload",
         stacks: bool = False,
         crash: Crash | None = None,
         on_ack: Callable[[], None] | None = None,
@@ -136,6 +137,7 @@ class Supervision:
         self._but = but
         self._stacks = stacks
         self._state = state or os.devnull
+        self._who = who
         self._held: list[Stop] = []
         self._holding = False
         self._variant = ""
@@ -497,10 +499,8 @@ class Supervision:
         text = self._asked.pop(stop.thread, None)
         if text is not None:
             return code_line(b"".join(text).decode("utf-8", "replace"))
-        if not self._stacks and self.crash is None:
-            return ""
         if self._processes.owner(stop.thread) == self.worker:
-            return "the workload"
+            return self._who
         return self._processes.program(stop.thread).replace(self._state, "{dir}")
 
     # -- steps without system calls ----------------------------------------------------------------------------

@@ -20,7 +20,8 @@ from typing import Any
 from crashtest import wire
 from crashtest.cells import worker
 from crashtest.cells.prepare import prepare
-from crashtest.cells.realise import Bench, Cells
+from crashtest.cells.realise import Bench
+from crashtest.cells.recoveries import Cells
 from crashtest.cells.supervise import Abandoned, Crash, reap_all
 from crashtest.cells.worker import BecomeChild
 from crashtest.errors import HarnessError, UsageError
@@ -77,13 +78,19 @@ class Zygote:
 
     def do_expect(self, request: dict[str, Any]) -> dict[str, Any]:
         """Take over what another zygote (or this one) prepared: first state, operations, expected states."""
-        self.cells = Cells(self._open(request), Tree.from_plain(request["first"]), request["ops"], request["states"])
+        first = Tree.from_plain(request["first"])
+        self.cells = Cells(self._open(request), first, request["ops"], request["states"], request["depth"])
         return {}
 
     def do_kill(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self.cells is not None
         alone = bool(request.get("alone"))
         return {"cells": [self.cells.kill(Crash(*crash), alone) for crash in request["crashes"]]}
+
+    def do_kill_inner(self, request: dict[str, Any]) -> dict[str, Any]:
+        assert self.cells is not None
+        path = [Crash(cut, kind, torn) for cut, kind, torn in request["path"]]
+        return self.cells.kill_inner(Crash(*request["crash"]), path)
 
     def do_rebuild(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self.cells is not None

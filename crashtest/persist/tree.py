@@ -67,6 +67,8 @@ class Tree:
 
     def __init__(self) -> None:
         self.nodes: dict[int, Node] = {}
+        #: inode number -> file id, where this tree was last captured from or restored to; not part of the tree
+        self.inodes: dict[int, int] = {}
         self._next = 1
 
     # -- reading ---------------------------------------------------------------------------------------------
@@ -283,6 +285,7 @@ class Tree:
         root = Node("d", stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid)
         _read_xattrs(root, directory)
         tree.nodes[ROOT] = root
+        tree.inodes[info.st_ino] = ROOT
         links: dict[int, int] = {}
         stack = [(directory, ROOT)]
         while stack:
@@ -297,6 +300,7 @@ class Tree:
                     file = tree.new_id()
                     node = tree.nodes[file] = _read_node(entry.path, info)
                     tree._bind(parent, name, file)
+                    tree.inodes[info.st_ino] = file
                     if node.type == "d":
                         stack.append((entry.path, file))
                     elif info.st_nlink > 1:

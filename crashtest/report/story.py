@@ -119,7 +119,8 @@ def scenario_line(result: ScenarioResult, width: int = 0) -> Line:
             figures += ", not exhaustive"
         walked.append(f"{safe(name)}: {figures}" if len(result.models) > 1 else figures)
     if result.nested.cells:
-        walked.append(f"nested to depth {result.nested.depth}: {words.count(result.nested.cells, 'cell')}")
+        closed = f", closed at depth {result.nested.closed}" if result.nested.closed is not None else ""
+        walked.append(f"nested to depth {result.nested.depth}: {words.count(result.nested.cells, 'cell')}{closed}")
     walked.append(words.clock(result.seconds))
     return (
         (f"{word:<{_MARK_WIDTH}}", STYLE[word]),

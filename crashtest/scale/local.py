@@ -114,11 +114,12 @@ class Slot:
             core = cores[self.number % len(cores)]
         self.ask({"do": "load", "file": str(file), "label": scenario.file, "core": core})
 
-    def serve(self, example: Example, timeout: float) -> None:
+    def serve(self, example: Example, timeout: float, depth: int) -> None:
         """Have the zygote know the example's first and expected states."""
         if self._serving is not example:
             request = self.request("expect", example.scenario, example.ops, timeout)
-            self.ask({**request, "first": example.prepared["first"], "states": example.states})
+            expected = {"first": example.prepared["first"], "states": example.states, "depth": depth}
+            self.ask({**request, **expected})
             self._serving = example
 
     def request(self, do: str, scenario: Scenario, ops: list[str] | None, timeout: float) -> dict[str, Any]:
@@ -277,12 +278,18 @@ class Runner:
             task.answers = [slot.ask(slot.request("prepare", job.scenario, task.ops, timeout))]
             return
         assert task.example is not None
-        slot.serve(task.example, timeout)
+        slot.serve(task.example, timeout, self.settings.depth)
         if task.do == "kill":
-            crashes = [list(cell) for cell in task.cells]
+            crashes = [list(cell[:4]) for cell in task.cells]
             task.answers = slot.ask({"do": "kill", "crashes": crashes, "alone": task.alone})["cells"]
             return
         for cell in task.cells:
+            if cell.inner:
+                crash = [cell.cut, cell.kind, cell.torn, cell.variant]
+                task.answers.append(
+                    slot.ask({"do": "kill_inner", "crash": crash, "path": [list(p) for p in cell.inner]})
+                )
+                continue
             events, acks = task.example.history(cell)
             request = {"do": "rebuild", "events": [to_plain(e) for e in events], "acks": acks, "torn": cell.torn}
             task.answers.append(slot.ask(request))
@@ -324,8 +331,11 @@ class Runner:
                 self._again_alone(job)
         else:
             assert task.example is not None
-            for cell, killed, rebuilt in zip(task.cells, task.killed, task.answers, strict=True):
-                task.example.confirm(cell, killed, rebuilt)
+            for cell, facts, answer in zip(task.cells, task.killed, task.answers, strict=True):
+                if cell.inner:
+                    task.example.confirm_inner(cell, facts, answer)
+                else:
+                    task.example.confirm(cell, facts, answer)
         if not job.open_tasks and task.do != "rebuild" and not job.slow:
             self._confirm(job)
 
@@ -340,7 +350,7 @@ class Runner:
     def _confirm(self, job: _Job) -> None:
         """All cells are in: do every violation, and a sample, the other way as well."""
         for example in job.examples:
-            pairs = example.to_confirm(SAMPLE)
+            pairs = [*example.to_confirm(SAMPLE), *example.inner_to_confirm()]
             if pairs:
                 cells, killed = [cell for cell, _ in pairs], [facts for _, facts in pairs]
                 self._give(_Task(job, "rebuild", example, cells=cells, killed=killed), first=True)
@@ -353,10 +363,10 @@ class Runner:
 
     def _finish(self, job: _Job) -> None:
         job.done = True
-        unrun = job.planned - job.tried
+        unrun, depth = job.planned - job.tried, self.settings.depth if self.seccomp else 1
         if self.stopped and not job.error and len(job.examples) < len(job.sequences):
             unrun = max(unrun, 1)
-        made = result(job.scenario, job.examples, time.monotonic() - job.started, unrun, job.error)
+        made = result(job.scenario, job.examples, time.monotonic() - job.started, unrun, job.error, depth)
         if unrun and not self.stopped and made.verdict == "held":
             made.verdict, made.as_expected = "inconclusive", False
         if self.stopped and unrun and made.verdict in ("held", "inconclusive") and not made.reason:
@@ -518,7 +528,7 @@ def store(job: _Job, made: ScenarioResult, settings: Settings) -> None:
             "model": violation.model,
             "seed": settings.seed,
             "ops": example.ops,
-            "cell": list(cell) if cell is not None else None,
+            "cell": [*cell[:4], [list(place) for place in cell.inner]] if cell is not None else None,
             "point": violation.point,
             "wanted": violation.wanted,
             "observed": violation.observed,
@@ -539,7 +549,7 @@ def replay(record_path: Path, settings: Settings, emit: Emit) -> RunResult:
     """
     try:
         record = json.loads(record_path.read_text())
-        cells = [Cell(*record["cell"])] if record["cell"] is not None else []
+        cells, depth = _stored_cell(record["cell"])
         ops, file, label = record["ops"], Path(record["file"]), record["scenario"].rpartition("::")[0]
         function, identity, seed = record["function"], record["id"], int(record["seed"])
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -552,10 +562,18 @@ def replay(record_path: Path, settings: Settings, emit: Emit) -> RunResult:
     if not found:
         raise UsageError(f"{quoted(label)} has no scenario {quoted(function)} any more")
     seccomp = _observation(settings)
-    settings = replace(settings, seed=seed)
+    settings = replace(settings, seed=seed, depth=depth)
     made = _run([_Job(found[0], file, [ops])], settings, seccomp, emit, cells)
     _same_place(made, record, identity)
     return made
+
+
+def _stored_cell(stored: list[Any] | None) -> tuple[list[Cell], int]:
+    """The cell to kill again, and how deep: nested crashes are found below the first one."""
+    if stored is None:
+        return [], 1
+    cut, kind, torn, variant, inner = stored
+    return [Cell(int(cut), str(kind), int(torn), str(variant))], 1 + len(inner)
 
 
 def _same_place(made: RunResult, record: dict[str, Any], identity: str) -> None:

@@ -26,15 +26,15 @@ def realise(slot: Slot, file: Path, function: str, cells: list[Cell] | None = No
     prepared = slot.ask(slot.request("prepare", scenario, None, 10.0))
     example = Example(scenario, None, prepared, True)
     assert example.reason == ""
-    slot.serve(example, 10.0)
+    slot.serve(example, 10.0, 1)
     wanted = example.plan.cells if cells is None else cells
-    return example, slot.ask({"do": "kill", "crashes": [list(cell) for cell in wanted]})["cells"]
+    return example, slot.ask({"do": "kill", "crashes": [list(cell[:4]) for cell in wanted]})["cells"]
 
 
 def test_git_update_ref_dies_between_its_renames(slot: Slot) -> None:
     file = ROOT / "scenarios/known_bad/git_update_ref.py"
     example, found = realise(slot, file, "update_ref_three_refs")
-    trees = {one["tree"]: one["new"]["observed"] for one in found if one["new"]}
+    trees = {one["tree"]: one["new"][one["tree"]]["observed"] for one in found if one["new"]}
     seen = {c.cut: trees[f["tree"]] for c, f in zip(example.plan.cells, found, strict=True) if c.variant == "group"}
     calls = [event.describe() for event in example.events]
     renames = [cut for cut, call in enumerate(calls) if call.startswith("rename(")]
@@ -63,7 +63,9 @@ def test_a_torn_write_ends_at_a_page_of_the_file(slot: Slot, write_scenario: Wri
         """
     )
     example, found = realise(slot, file, "appends")
-    sizes = {c.torn: f["new"]["observed"] for c, f in zip(example.plan.cells, found, strict=True) if f["new"]}
+    sizes = {
+        c.torn: f["new"][f["tree"]]["observed"] for c, f in zip(example.plan.cells, found, strict=True) if f["new"]
+    }
     assert {0: sizes[0], 3996: "4096", 8092: "8192"} == {k: v for k, v in sizes.items() if k in (0, 3996, 8092)}
     assert {cell.torn for cell in example.plan.cells} == {0, 3996, 8092}
     assert all(one["proof"] == [] for one in found)
@@ -111,13 +113,13 @@ def test_a_child_that_outlives_its_parent_ends_before_or_during_recovery(slot: S
     example, _ = realise(slot, file, "outlived", [])
     cut = next(i for i, event in enumerate(example.events) if event.describe().startswith("write(begun"))
     cells = [Cell(cut, "write", 0, variant) for variant in ("group", "worker", "late")]
-    group, worker, late = slot.ask({"do": "kill", "crashes": [list(cell) for cell in cells]})["cells"]
+    group, worker, late = slot.ask({"do": "kill", "crashes": [list(cell[:4]) for cell in cells]})["cells"]
     # the whole group: the child is gone though it moved to a session of its own
-    assert group["new"]["observed"] == '["l","begun","lock","recovered","False"]'
+    assert group["new"][group["tree"]]["observed"] == '["l","begun","lock","recovered","False"]'
     # the worker alone: its child runs on to its end, before recovery starts
-    assert worker["new"]["observed"] == '["l","begun","late","lock","recovered","True"]'
+    assert worker["new"][worker["tree"]]["observed"] == '["l","begun","late","lock","recovered","True"]'
     # held: recovery starts first, waits for the lock that the child holds, and only then the child goes on
-    assert late["new"]["observed"] == '["l","begun","late","lock","recovered","True"]'
+    assert late["new"][late["tree"]]["observed"] == '["l","begun","late","lock","recovered","True"]'
     assert all(one["proof"] == [] and not one["strays"] for one in (group, worker, late))
 
 

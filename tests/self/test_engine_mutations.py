@@ -68,6 +68,14 @@ CASES = {
         "",
         ("does not start with BEGIN",),
     ),
+    "redo says that it is done before it is": Case(
+        "recovery.py",
+        "                for participant in self._participants:\n                    participant.check()\n",
+        "                self._engine.wal.append(Kind.CLEANUP, self._number, {})\n",
+        1,
+        "atomic",
+        ("; then recovery died before",),
+    ),
     "roll-back leaves its temp files": Case(
         "files.py",
         '            step("jin_core.files.discard", temp)\n',
@@ -86,6 +94,9 @@ def mutated(case: Case, directory: Path) -> None:
     source = path.read_text()
     assert source.count(case.old) == 1, "the mutation does not fit the engine any more: adapt it"
     source = source.replace(case.old, case.new)
+    if "Kind.CLEANUP" in case.new:
+        last = "                self._engine.wal.append(Kind.CLEANUP, self._number, {})\n"
+        source = source.replace(f"LOG_CLEANUP:\n{last}", "LOG_CLEANUP:\n                pass\n")
     if "_late" in case.new:
         late = '                log.append(Kind.COMMIT, self._number, {"held": self._late})\n'
         assert source.count(CLEANUP) == 1

@@ -67,6 +67,7 @@ LEAN: set[str] = {
     "crashtest.cells.worker",
     "crashtest.cells.supervise",
     "crashtest.cells.realise",
+    "crashtest.cells.recoveries",
 }
 # Packages above lean modules: their __init__ alone is lean.
 LEAN_INIT: set[str] = {"crashtest", "crashtest.persist", "crashtest.cells"}

@@ -1,0 +1,324 @@
+"""What recovery makes of each distinct tree: realise a cell, recover it once, kill that recovery too, go on from it.
+
+Guarantees: a tree is recovered and observed once, however many cells lead to it; a nested crash is the recorded
+recovery cut at one of its own crash points, down to the depth asked for, and a tree that has been recovered is not
+walked again. Cells are real kills; nested crash states are rebuilt from the record of recovery, which proves itself
+against the disk each time, and `kill_inner` makes any of them by a real kill. Judges nothing itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from crashtest.cells.judge import next_operation
+from crashtest.cells.plan import kind_of, tears_tried
+from crashtest.cells.realise import Bench, Ran, Restarted, failure, summary
+from crashtest.cells.supervise import Crash, Outcome, Supervision
+from crashtest.errors import HarnessError
+from crashtest.persist.tree import Tree
+from crashtest.trace import Event, Op, Step, Trace, crash_points
+
+
+class Cells:
+    """The crash states of one example: realises them, recovers each distinct tree once, judges nothing itself.
+
+    states: S0..Sn as canonical text. depth: 1 kills the workload only, 2 recovery as well, and so on. Results are
+    plain dicts for a message; `matrix.py` reads them.
+    """
+
+    def __init__(self, bench: Bench, first: Tree, ops: list[str] | None, states: list[str], depth: int) -> None:
+        self.bench = bench
+        self.first = first
+        self.ops = ops
+        self.states = states
+        self.depth = depth if bench.program else 1
+        self._fresh: dict[str, dict[str, Any]] = {}
+        self._settled: set[tuple[str, int]] = set()
+        self.known: dict[str, dict[str, Any]] = {}
+        self._observed: dict[str, str] = {}
+        self._again: dict[str, dict[str, Any]] = {}
+        bench.end = "quick"
+        self._live: dict[tuple[str, int], dict[str, Any]] = {}
+        self._checked: dict[tuple[str, int], str] = {}
+        self._rest_done = False
+        self._timeouts = 0
+
+    def kill(self, crash: Crash, alone: bool = False) -> dict[str, Any]:
+        """One real kill, then recovery (`_kill`); alone: nothing else runs now, so a time-out is no chance.
+
+        A cell in which anything timed out says so (`timed_out`), and nothing of it is remembered.
+        """
+        self.bench.timed_out = False
+        cell = self._kill(crash)
+        cell["timed_out"] = self.bench.timed_out
+        if alone:
+            for facts in cell["new"].values():
+                facts["failure"] += ", twice" if facts["timeout"] else ""
+        if self.bench.timed_out and not alone:
+            self._timeouts += 1
+            for remembered in (self._observed, self._again, self._live, self._checked):
+                remembered.clear()
+            for digest in cell["new"]:
+                self.known.pop(digest, None)
+            self._settled.clear()
+        return cell
+
+    def _kill(self, crash: Crash) -> dict[str, Any]:
+        """One real kill, then recovery. `proof` in the answer says how the run's record and the disk differ."""
+        ran, supervision = self.bench.run(self.first, self.ops or [], record=True, crash=crash)
+        if crash.variant == "late" and supervision.held():
+            return self._late(crash, ran, supervision)
+        out = supervision.finish() if crash.variant == "late" else ran.outcome
+        if crash.variant == "late":
+            ran.disk = self.bench.capture()
+        cell = self._cell(crash, ran, out)
+        cell.update(self.settle(ran.disk, out.acks))
+        return cell
+
+    def _cell(self, crash: Crash, ran: Ran, out: Outcome, held: bool = False) -> dict[str, Any]:
+        before, where = summary(out.before)
+        step = out.before.name if isinstance(out.before, Step) else ""
+        return {
+            "cut": crash.cut,
+            "torn": crash.torn,
+            "variant": crash.variant,
+            "end": out.end,
+            "problem": "" if out.end in ("killed", "normal") else f"the workload {failure(out, self.bench.timeout)}",
+            "events": len(out.trace.events),
+            "before": before,
+            "where": where,
+            "step": step,
+            "proof": ran.proof,
+            "strays": out.strays,
+            "outside": out.trace.outside,
+            "proved": self.bench.program is not None and not held,
+            "acks": len(out.acks),
+        }
+
+    def _late(self, crash: Crash, ran: Ran, supervision: Supervision) -> dict[str, Any]:
+        """Recovery starts while the killed worker's children are held; they go on when it waits for a lock."""
+        but = supervision.held()
+        restarted = self.bench.restart_beside(but, supervision.drain)
+        out = supervision.finish()
+        cell = self._cell(crash, ran, out, held=True)
+        tree = self.bench.capture()
+        if not restarted.failure:
+            restarted = self.bench.look()
+        digest = f"late:{tree.digest()}"
+        facts = self._facts(restarted, tree)
+        self.known[digest] = {**facts, "_killed": True}  # what children did meanwhile cannot be rebuilt
+        extra = self._extra(digest, tree, restarted, out.acks)
+        cell.update({"tree": digest, "new": {digest: facts}, "extra": extra, "inner": []})
+        return cell
+
+    def settle(self, disk: Tree, acks: list[bytes]) -> dict[str, Any]:
+        """Recover what is on disk (its tree is `disk`) and kill that recovery, unless that tree is known already."""
+        digest = disk.digest()
+        self._fresh = {}
+        if not self._walked(digest, 1):
+            self._learn(digest, disk, 1)
+        inner: list[dict[str, Any]] = []
+        if (digest, len(acks)) not in self._settled:
+            self._settled.add((digest, len(acks)))
+            self._collect(digest, [], acks, inner, {digest})
+        new = {key: {k: v for k, v in facts.items() if k[0] != "_"} for key, facts in self._fresh.items()}
+        return {"tree": digest, "new": new, "extra": self._extra_of(digest, acks), "inner": inner}
+
+    def _extra_of(self, digest: str, acks: list[bytes]) -> dict[str, Any]:
+        facts = self.known[digest]
+        if facts.get("_tree") is None:
+            return {}
+        return self._extra(
+            digest, facts["_tree"], Restarted(facts["failure"], facts["timeout"], facts["observed"]), acks
+        )
+
+    def _walked(self, digest: str, level: int) -> bool:
+        """Whether a tree is known, and its recovery was killed too if this level asks for it."""
+        facts = self.known.get(digest)
+        return facts is not None and (level >= self.depth or facts["_killed"] or facts["skipped"])
+
+    def _learn(self, digest: str, disk: Tree, level: int) -> None:
+        """Recover the tree that is on disk, and then each tree that killing this recovery leaves."""
+        facts, trace = self._recover(disk, level)
+        facts["_killed"] = level < self.depth
+        self.known[digest] = self._fresh[digest] = facts
+        if trace is None:
+            return
+        for cut, torn, tree in cuts_of(disk, trace):
+            below = tree.digest()
+            event = trace.events[cut]
+            before, where = summary(event)
+            step = event.name if isinstance(event, Step) else ""
+            facts["nested"].append([cut, torn, kind_of(trace.events, cut), below, before, where, step])
+            if not self._walked(below, level + 1):
+                self.bench.restore(tree)
+                self._learn(below, tree, level + 1)
+
+    def _collect(
+        self, digest: str, path: list[list[Any]], acks: list[bytes], inner: list[dict[str, Any]], seen: set[str]
+    ) -> None:
+        """Every nested crash state below a tree, each tree once, with what depends on the acks."""
+        for cut, torn, kind, below, before, where, step in self.known[digest].get("nested", []):
+            at = [*path, [cut, kind, torn]]
+            told = {"path": at, "tree": below, "outer": digest, "before": before, "where": where, "step": step}
+            inner.append({**told, "extra": self._extra_of(below, acks)})
+            if below not in seen and len(at) < self.depth - 1:
+                seen.add(below)
+                self._collect(below, at, acks, inner, seen)
+
+    def _recover(self, disk: Tree, level: int) -> tuple[dict[str, Any], Trace | None]:
+        """The facts about the tree on disk; the record of its recovery, when that is to be killed in turn."""
+        glance = None
+        if self.bench.scenario.do_glance is not None:
+            seen = self.bench.glance()
+            glance = {"failure": seen.failure and f"glance {seen.failure}", "observed": seen.value}
+        if self._timeouts >= 3:
+            words = "was not tried: three recoveries timed out already"
+            return {**self._facts(Restarted(words), None), "skipped": True}, None
+        self.bench.forget_scratch()
+        restarted = self.bench.restart(self._observed, record=disk if level < self.depth else None)
+        facts = self._facts(restarted, restarted.tree)
+        facts["glance"] = glance
+        if restarted.trace is not None and not restarted.timeout:
+            facts["proof"] = restarted.proof
+            facts["unmodelled"] = restarted.trace.unmodelled
+            facts["outside"] = restarted.trace.outside
+        if not restarted.failure and restarted.tree is not None:
+            facts["again"] = self._recover_again(restarted)
+            facts["_tree"] = restarted.tree
+        return facts, None if restarted.timeout else restarted.trace
+
+    def kill_inner(self, crash: Crash, path: list[Crash]) -> dict[str, Any]:
+        """A nested crash by real kills: the workload at `crash`, then each recovery at its place in `path`.
+
+        Answers what `settle` does, of the last tree, with where in the program recovery died.
+        """
+        ran, _ = self.bench.run(self.first, self.ops or [], record=True, crash=crash)
+        disk, where, proof = ran.disk, "", list(ran.proof)
+        for inner in path:
+            self.bench.forget_scratch()
+            done, out = self.bench.recover_on(disk, inner, stacks=True)
+            assert done.tree is not None
+            disk = done.tree
+            where = summary(out.before)[1]
+            proof += done.proof
+            if out.end != "killed":
+                raise HarnessError(
+                    f"recovery did not come to the place where it was to be killed (it ended: {out.end})"
+                )
+        self.known.pop(disk.digest(), None)
+        self._settled.discard((disk.digest(), len(ran.outcome.acks)))
+        depth, self.depth = self.depth, 1
+        found = self.settle(disk, ran.outcome.acks)
+        self.depth = depth
+        return {**found, "where": where, "proof": proof}
+
+    def _facts(self, restarted: Restarted, tree: Tree | None) -> dict[str, Any]:
+        return {
+            "failure": restarted.failure,
+            "timeout": restarted.timeout,
+            "observed": restarted.value,
+            "names": tree.names() if tree is not None else [],
+            "recovered": tree.digest() if tree is not None else "",
+            "observe_changed": restarted.observe_changed,
+            "notes": restarted.notes,
+            "glance": None,
+            "again": None,
+            "skipped": False,
+            "nested": [],
+            "proof": [],
+            "unmodelled": [],
+            "outside": [],
+        }
+
+    def _recover_again(self, first: Restarted) -> dict[str, Any]:
+        """Recovery of the recovered tree, once for each."""
+        assert first.tree is not None
+        digest = first.tree.digest()
+        known = self._again.get(digest)
+        if known is None:
+            if first.observe_changed:
+                self.bench.restore(first.tree)
+            second = self.bench.restart(self._observed)
+            known = self._again[digest] = {"failure": second.failure, "observed": second.value}
+        return known
+
+    def _extra(self, digest: str, tree: Tree, restarted: Restarted, acks: list[bytes]) -> dict[str, Any]:
+        """What depends on the acks as well: the user's own check, and going on from here."""
+        if restarted.failure:
+            return {}
+        extra: dict[str, Any] = {}
+        scenario, acked = self.bench.scenario, len(acks)
+        if scenario.do_check is not None:
+            key = (digest, acked)
+            if key not in self._checked:
+                self.bench.restore(tree)
+                self._checked[key] = self.bench.check([line[1:].decode() for line in acks])
+            extra["check"] = self._checked[key]
+        if "live" in scenario.guarantees and self.ops is not None:
+            number = next_operation(self.states, acked, restarted.value)
+            if number is not None and number < len(self.ops):
+                extra["live"] = self._go_on(tree, number, number + 1)
+                if not self._rest_done and len(self.ops) - number > 1:
+                    self._rest_done = True
+                    extra["rest"] = self._go_on(tree, number, len(self.ops))
+        return extra
+
+    def _go_on(self, tree: Tree, number: int, last: int) -> dict[str, Any]:
+        """Operations `number`+1 to `last` on the recovered tree, then start again and look."""
+        key = (tree.digest(), number if last == number + 1 else -number - 1)
+        if key not in self._live:
+            assert self.ops is not None
+            ran, _ = self.bench.run(tree, self.ops[number:last])
+            words = failure(ran.outcome, self.bench.timeout)
+            done = {"from": number, "last": last, "failure": words and f"the workload {words}", "observed": "null"}
+            if not words and len(ran.outcome.acks) != last - number:
+                done["failure"] = f"{len(ran.outcome.acks)} of {last - number} operations were acked"
+            if not done["failure"]:
+                after = self.known.get(ran.disk.digest())  # a tree that has been recovered already
+                if after is not None and not after["skipped"]:
+                    done["failure"], done["observed"] = after["failure"], after["observed"]
+                else:
+                    seen = self.bench.restart(self._observed)
+                    done["failure"], done["observed"] = seen.failure, seen.value
+            self._live[key] = done
+        return self._live[key]
+
+    def rebuild(self, events: list[Event], acks: list[bytes], torn: int) -> dict[str, Any]:
+        """The same crash state without a kill: the recorded events applied to the first state, then recovery."""
+        tree = self.first.copy()
+        for event in events:
+            if isinstance(event, Op):
+                tree.apply(event)
+        self.bench.restore(tree)
+        self.known.pop(tree.digest(), None)
+        depth, self.depth = self.depth, 1
+        found = self.settle(tree, acks)
+        self.depth = depth
+        return found
+
+
+def cuts_of(disk: Tree, trace: Trace) -> list[tuple[int, int, Tree]]:
+    """The crash states inside a recorded recovery: (cut, torn, tree), one for each tree that differs from the last.
+
+    disk: the tree it started from. Its beginning is that tree itself, and its end is what `idempotent` is about.
+    """
+    tree = disk.copy()
+    tree.inodes = {}
+    last, at = disk.digest(), 0
+    found: list[tuple[int, int, Tree]] = []
+    for cut in crash_points(trace.events)[:-1]:
+        for event in trace.events[at:cut]:
+            if isinstance(event, Op):
+                tree.apply(event)
+        at = cut
+        if tree.digest() != last:
+            last = tree.digest()
+            found.append((cut, 0, tree.copy()))
+        event = trace.events[cut]
+        if isinstance(event, Op):
+            for torn in tears_tried(event)[0]:
+                half = tree.copy()
+                half.apply(event._replace(data=event.data[:torn]))
+                found.append((cut, torn, half))
+    return found
