@@ -23,7 +23,7 @@ MEANING = {
     "atomic": "the state is one that a run without a crash passes through, never a mixture",
     "durable": "the state is not older than the last ack",
     "ordered": "the state is not newer than one operation past the last ack",
-    "idempotent": "recovering twice ends in the same state",
+    "idempotent": "recovering twice, or again after recovery was killed, ends in the same state",
     "live": "the next operations then succeed and give the next states",
     "clean": "no file name is left that a run without a crash would not have",
     "visible": "no mixture can be seen even before recovery has run",

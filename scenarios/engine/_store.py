@@ -49,7 +49,7 @@ def opened_before(directory: Path) -> None:
 
 def open_store(directory: Path, **options: Any) -> Jin:
     """Nobody else is at work here, so a lock that looks stale need not be watched for long."""
-    return Jin.open(directory, patience=0.02, **options)
+    return Jin.open(directory, patience=0.005, **options)
 
 
 def commit_each(run: Run, **options: Any) -> None:

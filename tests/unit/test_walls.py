@@ -63,6 +63,7 @@ LEAN: set[str] = {
     "crashtest.cells.zygote",
     "crashtest.cells.ending",
     "crashtest.cells.judge",
+    "crashtest.cells.plan",
     "crashtest.cells.prepare",
     "crashtest.cells.worker",
     "crashtest.cells.supervise",
