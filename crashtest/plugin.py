@@ -13,7 +13,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 #: where violations are stored, relative to the directory pytest was started in; also the command line's default
 REPORT_DIR = Path(".crashtest")
 
-_IMPORTS = re.compile(rb"^\s*(?:from\s+crashtest\b|import\s[^#\n]*\bcrashtest\b)", re.MULTILINE)
-_DECLARES = re.compile(rb"^\s*@[\w.]*\bscenario\b", re.MULTILINE)
-_HAS_TESTS = re.compile(rb"^\s*(?:async\s+)?(?:def\s+test|class\s+Test)", re.MULTILINE)
+#: compiled when they are first needed: every call of pytest loads this module
+_IMPORTS = rb"(?m)^\s*(?:from\s+crashtest\b|import\s[^#\n]*\bcrashtest\b)"
+_DECLARES = rb"(?m)^\s*@[\w.]*\bscenario\b"
+_HAS_TESTS = rb"(?m)^\s*(?:async\s+)?(?:def\s+test|class\s+Test)"
 
 
 class NotAsExpected(AssertionError):
@@ -43,15 +44,17 @@ class NotAsExpected(AssertionError):
         self.result = result
 
 
-@dataclass(frozen=True)
 class Session:
-    """What is the same for all scenarios of one call of pytest, in each of its processes."""
+    """What is the same for all scenarios of one call of pytest, in each of its processes.
 
-    seed: int
-    #: whether directories are searched for scenarios: the user named one, or set `crashtest_paths`
-    searched: bool
-    #: the number of this process among those of xdist, or None without it
-    worker: int | None
+    searched: whether directories are searched for scenarios (the user named one, or set `crashtest_paths`).
+    worker: the number of this process among those of xdist, or None without it.
+    """
+
+    def __init__(self, seed: int, searched: bool, worker: int | None) -> None:
+        self.seed = seed
+        self.searched = searched
+        self.worker = worker
 
 
 _SESSION = pytest.StashKey[Session]()
@@ -132,9 +135,9 @@ def pytest_collect_file(
         text = file_path.read_bytes()
     except OSError:
         return found
-    if not (_IMPORTS.search(text) and _DECLARES.search(text)):
+    if not (re.search(_IMPORTS, text) and re.search(_DECLARES, text)):
         return found
-    if not for_pytest and not _HAS_TESTS.search(text):
+    if not for_pytest and not re.search(_HAS_TESTS, text):
         # pytest takes any file that is named for a test module: this one is not, and need not be imported twice
         found = [one for one in found if not isinstance(one, pytest.Module)]
     return [*found, ScenarioFile.from_parent(parent, path=file_path)]
