@@ -16,6 +16,8 @@ class Settings:
     models: tuple[str, ...] = ("kill",)
     seed: int = 0
     jobs: int = 1
+    #: the core of the first worker: several runs at a time are kept apart with it
+    first_core: int = 0
     stop_on_first: bool = False
     timeout: float = 10.0
     max_time: float | None = None

@@ -23,6 +23,8 @@ GUARANTEES = ("recovers", "atomic", "durable", "ordered", "idempotent", "live", 
 DEFAULT = frozenset({"recovers", "atomic", "durable", "ordered", "idempotent"})
 ALL = frozenset(GUARANTEES) - {"check"}
 MODELS = ("kill",)
+#: how the names of files begin that are passed over when a directory is searched
+NO_SCENARIOS = ("_", "test_", "conftest")
 
 OpsPart = TypeVar("OpsPart", bound=Callable[[], Any])
 DirPart = TypeVar("DirPart", bound=Callable[[Path], Any])
@@ -275,7 +277,7 @@ def discover(paths: Iterable[str | Path]) -> list[tuple[Path, str]]:
             files = sorted(
                 p
                 for p in path.rglob("*.py")
-                if not p.name.startswith(("_", "test_", "conftest"))
+                if not p.name.startswith(NO_SCENARIOS)
                 and not any(part.startswith((".", "__")) for part in p.relative_to(path).parts[:-1])
             )
         elif path.exists():

@@ -62,7 +62,7 @@ _SECCOMP_NR = (317, 277)
 _ALLOW, _NOTIFY = 0x7FFF0000, 0x7FC00000
 _LOAD, _JEQ, _JGE, _JSET, _RET, _JA = 0x20, 0x15, 0x35, 0x45, 0x06, 0x05
 _NEW_LISTENER, _WAIT_KILLABLE = 1 << 3, 1 << 5
-_PR_SET_NO_NEW_PRIVS, _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 38, 1, 36
+_PR_SET_NO_NEW_PRIVS, _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 38, 1, 36, 37
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -179,6 +179,13 @@ def die_with_parent(signal_number: int) -> None:
 def become_subreaper(on: bool = True) -> bool:
     """Orphans below this process become its own children (prctl(2), PR_SET_CHILD_SUBREAPER); whether it worked."""
     return sys.platform == "linux" and bool(_libc.prctl(_PR_SET_CHILD_SUBREAPER, int(on), 0, 0, 0) == 0)
+
+
+def is_subreaper() -> bool:
+    """Whether orphans below this process become its own children (prctl(2), PR_GET_CHILD_SUBREAPER)."""
+    answer = ctypes.c_int(0)
+    asked = sys.platform == "linux" and _libc.prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(answer), 0, 0, 0) == 0
+    return asked and bool(answer.value)
 
 
 def send_descriptor(sock: socket.socket, fd: int) -> None:

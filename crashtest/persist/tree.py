@@ -423,19 +423,23 @@ class _readable:
 
 def remove(directory: str) -> None:
     """Delete everything below `directory`, whatever its permission bits say; the directory itself stays."""
-    try:
-        _remove_below(directory)
-    except PermissionError:
+    below = [directory]
+    for at in below:  # grows while it is walked: a tree may be deeper than Python can recurse
+        below.extend(_remove_files(at))
+    for at in reversed(below[1:]):
+        os.rmdir(at)
+
+
+def _remove_files(directory: str) -> list[str]:
+    """Delete what is no directory; the directories that are left."""
+    info = os.lstat(directory)
+    if stat.S_IMODE(info.st_mode) & 0o700 != 0o700:
         os.chmod(directory, 0o700)
-        _remove_below(directory)
-
-
-def _remove_below(directory: str) -> None:
+    left = []
     with os.scandir(directory) as entries:
-        found = list(entries)
-    for entry in found:
-        if entry.is_dir(follow_symlinks=False):
-            remove(entry.path)
-            os.rmdir(entry.path)
-        else:
-            os.unlink(entry.path)
+        for entry in list(entries):
+            if entry.is_dir(follow_symlinks=False):
+                left.append(entry.path)
+            else:
+                os.unlink(entry.path)
+    return left

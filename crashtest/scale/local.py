@@ -55,6 +55,8 @@ CHUNK = 12
 ENOUGH_TIMEOUTS = 3
 #: cells of each example that are also rebuilt from the record, besides every violation's
 SAMPLE = 4
+#: variables of the caller that would make a program behave differently here and there; the last four are of test runs
+_NOT_HANDED_ON = ("GIT_", "PYTHON", "PYTEST_", "COV_CORE_", "COVERAGE_", "TOX_")
 _START = (
     "import sys, json; sys.path[:0] = json.loads(sys.argv[3]); from crashtest.cells.zygote import main; "
     "main(int(sys.argv[1]), sys.argv[2])"
@@ -64,8 +66,9 @@ _START = (
 class Slot:
     """One zygote at a time, used by one thread. Raises `wire.Closed` when the zygote dies."""
 
-    def __init__(self, number: int, directory: RunDirectory, seccomp: bool) -> None:
+    def __init__(self, number: int, directory: RunDirectory, seccomp: bool, first_core: int = 0) -> None:
         self.number = number
+        self._core = first_core + number
         self._directory = directory
         self._seccomp = seccomp
         self._process: subprocess.Popen[bytes] | None = None
@@ -95,7 +98,7 @@ class Slot:
         root = f"{self._directory.path}/slot-{self.number}-{self._starts}"
         os.mkdir(root, 0o700)
         ours, theirs = socket.socketpair()
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(("GIT_", "PYTHON"))}
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(_NOT_HANDED_ON)}
         environment.update({TOKEN: self._directory.token, "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"})
         paths = json.dumps([os.path.abspath(path or ".") for path in sys.path])
         command = [sys.executable, "-S", "-s", "-P", "-c", _START, str(theirs.fileno()), root, paths]
@@ -111,7 +114,7 @@ class Slot:
         core = None
         if hasattr(os, "sched_getaffinity"):
             cores = sorted(os.sched_getaffinity(0))
-            core = cores[self.number % len(cores)]
+            core = cores[self._core % len(cores)]
         self.ask({"do": "load", "file": str(file), "label": scenario.file, "core": core})
 
     def serve(self, example: Example, timeout: float, depth: int) -> None:
@@ -194,7 +197,7 @@ class Runner:
         self._wake = threading.Condition()
         self._ending = False
         self._results: queue.SimpleQueue[_Task] = queue.SimpleQueue()
-        self._slots = [Slot(number, directory, seccomp) for number in range(settings.jobs)]
+        self._slots = [Slot(number, directory, seccomp, settings.first_core) for number in range(settings.jobs)]
         self._threads: list[threading.Thread] = []
         self._told = 0.0
         self._only: list[Cell] | None = None
@@ -406,6 +409,7 @@ def end_strays(token: str) -> int:
 @contextlib.contextmanager
 def _guarded() -> Iterator[None]:
     """Orphans come to this process, and a SIGTERM ends the run the way Ctrl-C does."""
+    subreaper = bpf.is_subreaper()
     bpf.become_subreaper()
 
     def interrupt(number: int, _: object) -> None:
@@ -417,8 +421,9 @@ def _guarded() -> Iterator[None]:
         yield
     finally:
         if main:
-            signal.signal(signal.SIGTERM, before)
-        bpf.become_subreaper(False)
+            # None: a handler that is not Python's, which nobody can put back
+            signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+        bpf.become_subreaper(subreaper)
 
 
 def _observation(settings: Settings) -> bool:
@@ -537,7 +542,7 @@ def store(job: _Job, made: ScenarioResult, settings: Settings) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(record, indent=1)
         path = folder / f"{short_hash(violation.id)}-{violation.guarantee}.json"
-        temporary = path.with_suffix(".tmp")
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
         temporary.write_text(text)
         temporary.replace(path)
 
