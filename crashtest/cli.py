@@ -149,7 +149,7 @@ def collect(paths: Sequence[str]) -> tuple[list[Scenario], dict[str, Path]]:
     Labels are printable and each stands for one file. Every file is loaded before anything is raised: a
     `UsageError` names all that are broken.
     """
-    from crashtest.scenario import discover, load
+    from crashtest.scenario import discover, load, probe_loading
 
     if "" in paths:
         raise UsageError("a path is empty; give a scenario file or a directory of them")
@@ -157,6 +157,7 @@ def collect(paths: Sequence[str]) -> tuple[list[Scenario], dict[str, Path]]:
         found = discover(paths)
     except OSError as error:
         raise UsageError(f"{quoted(error.filename or '')} cannot be searched: {quoted(error.strerror)}") from error
+    probe_loading([(path, quoted(label, 4096)) for path, label in found], LOADING)
     scenarios: list[Scenario] = []
     files: dict[str, Path] = {}
     broken: list[str] = []
@@ -272,6 +273,8 @@ def _flat(several: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for names in several for name in names))
 
 
+#: how long one file may take to load, in seconds
+LOADING = 60.0
 TIMEOUT = click.option(
     "--timeout", type=Duration(), default="10", show_default=True, metavar="TIME",
     help="How long one run of a part of a scenario may take, where the scenario does not say so itself.",

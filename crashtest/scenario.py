@@ -7,8 +7,11 @@ own code. Imports the standard library only, because workers load it.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
+import select
+import signal
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,6 +26,8 @@ GUARANTEES = ("recovers", "atomic", "durable", "ordered", "idempotent", "live", 
 DEFAULT = frozenset({"recovers", "atomic", "durable", "ordered", "idempotent"})
 ALL = frozenset(GUARANTEES) - {"check"}
 MODELS = ("kill",)
+#: code flags of generators, coroutines and asynchronous generators (inspect, CO_*)
+_NEVER_RUNS = 0x20 | 0x80 | 0x200
 #: how the names of files begin that are passed over when a directory is searched
 NO_SCENARIOS = ("_", "test_", "conftest")
 
@@ -137,6 +142,13 @@ class Scenario:
         unknown = sorted((set(self.guarantees) | expected) - set(GUARANTEES))
         if unknown:
             raise UsageError(f"{self.name}: unknown guarantees {unknown}; known: {', '.join(GUARANTEES)}")
+        for label, function in (
+            ("the workload", self.workload), ("setup", self.setup), ("ops", self.make_ops),
+            ("recover", self.do_recover), ("observe", self.do_observe), ("glance", self.do_glance), ("check", self.do_check),
+        ):  # fmt: skip
+            code = getattr(function, "__code__", None)
+            if code is not None and code.co_flags & _NEVER_RUNS:
+                raise UsageError(f"{self.name}: {label} is async or a generator, so a call runs nothing")
         if self.do_observe is None:
             raise UsageError(f"{self.name} has no observe part; add @{self.function}.observe, which returns the state")
         if "live" in self.guarantees and self.make_ops is None:
@@ -252,6 +264,50 @@ def load(path: Path, shown_as: str | None = None) -> list[Scenario]:
     for one in found.values():
         one.validate()
     return list(found.values())
+
+
+def probe_loading(files: Iterable[tuple[Path, str]], seconds: float) -> None:
+    """Load the files in a forked child first: one that ends its process, or does not end, must not do so to us.
+
+    seconds: how long each file may take. Raises `UsageError` naming the file; what else is wrong with a file, `load`
+    says.
+    """
+    files = list(files)
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        null = os.open(os.devnull, os.O_RDWR)
+        for fd in (1, 2):
+            os.dup2(null, fd)
+        for path, label in files:
+            os.write(writing, b".")
+            with contextlib.suppress(BaseException):
+                load(path, label)
+        os.write(writing, b"!")
+        os._exit(0)
+    os.close(writing)
+    begun, late = 0, False
+    try:
+        while select.select([reading], [], [], seconds)[0]:
+            said = os.read(reading, 1024)
+            if not said or said.endswith(b"!"):
+                break
+            begun += len(said)
+        else:
+            late = True
+    finally:
+        os.close(reading)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+    if late:
+        raise UsageError(f"{files[max(begun, 1) - 1][1]} does not come to an end of loading within {seconds:g} seconds")
+    if not said:
+        code = os.waitstatus_to_exitcode(status)
+        raise UsageError(
+            f"{files[max(begun, 1) - 1][1]} ended its process with status {code} while it was loaded; a scenario file "
+            "only declares, it does its work in the parts"
+        )
 
 
 def _place(error: BaseException) -> str:

@@ -124,10 +124,6 @@ class Trace(NamedTuple):
     #: calls that change files in a way that is not modelled; not empty means inconclusive
     unmodelled: list[str]
 
-    def acks_before(self, cut: int) -> int:
-        """How many acks have been sent when `cut` events have happened."""
-        return sum(type(event) is Ack for event in self.events[:cut])
-
 
 def crash_points(events: list[Event]) -> list[int]:
     """The cuts at which a crash is tried: before every named step and change, before and after every ack, and after
@@ -136,7 +132,7 @@ def crash_points(events: list[Event]) -> list[int]:
     for index, event in enumerate(events):
         if type(event) is Ack:
             cuts.update((index, index + 1))
-        elif type(event) is Step or (type(event) is Op and event.kind in CHANGES and event.call != "mmap"):
+        elif type(event) is Step or (type(event) is Op and event.kind in CHANGES):
             cuts.add(index)
     return sorted(cuts)
 

@@ -9,10 +9,8 @@ Which git locks are taken away. The caller holds the store's lock, and every git
 so no child of ours is alive and each lock of ours is stale. A lock is looked at only if BEGIN (or REDO)
 lists its path, and it was seen not to exist just before that record was written. Of those:
   1. The log has device, inode, time and size of each lock (COMMIT is written while git holds them all): the
-  same
-     file is ours, any other is somebody else's. This is proof.
-  2. The log has none (killed before COMMIT, or while redoing) or the repository is a copy, where inodes
-  mean
+     same file is ours, any other is somebody else's. This is proof.
+  2. The log has none (killed before COMMIT, or while redoing) or the repository is a copy, where inodes mean
      nothing: a lock with exactly the content that our child writes is ours; one with other content is not;
      an empty or half written one is ours if it did not change or go away while it was watched: as long as
      git itself waits for such a lock, 0.1 s for a ref and up to 1 s for packed-refs; in a copy, at once.

@@ -96,6 +96,15 @@ class Example:
         for inner in facts["inner"]:
             self._add_inner(cell, facts, inner)
 
+    def is_store(self, cell: Cell) -> bool:
+        """Whether a store into a mapping is about to happen at the cell's place."""
+        event = self.events[cell.cut] if cell.cut < len(self.events) else None
+        return isinstance(event, Op) and event.call == "mmap"
+
+    def missed(self, cell: Cell, facts: dict[str, Any]) -> bool:
+        """Whether the run ended before it came to the place where it was to be killed."""
+        return bool(facts["end"] == "normal" and cell.cut < len(self.events) and self.seccomp)
+
     def _take_in(self, new: dict[str, dict[str, Any]]) -> None:
         """Facts about trees that were not known; the record of each recovery must prove itself too."""
         for digest, facts in new.items():
@@ -189,10 +198,10 @@ class Example:
         """Cells to rebuild from the trace: the first of each violation's cause, and an even sample of the rest."""
         if not self.seccomp:
             return []
-        whole = [(c, f) for c, f in self.cells if c.variant == "group" and self._same_place(c, f)]
+        whole = [(c, f) for c, f in self.cells if c.variant == "group" and self._comparable(c, f)]
         causes: dict[tuple[str, str], tuple[Cell, dict[str, Any]]] = {}
         for fault, cell, facts in self.faults:
-            if cell.variant == "group" and not cell.inner and self._same_place(cell, facts):
+            if cell.variant == "group" and not cell.inner and self._comparable(cell, facts):
                 causes.setdefault((fault.guarantee, self.cause(cell, facts)), (cell, facts))
         step = max(1, len(whole) // sample) if sample else len(whole) + 1
         return [*causes.values(), *whole[step // 2 :: step][:sample]]
@@ -210,13 +219,18 @@ class Example:
             return f"{_call(facts['then'])} {facts['inner_where']} in recovery"
         return f"{_call(facts['before'])} {self.where(cell, facts)}"
 
+    def _comparable(self, cell: Cell, facts: dict[str, Any]) -> bool:
+        """Whether the state can be rebuilt: what it left in TMPDIR and HOME is not in the record."""
+        return self._same_place(cell, facts) and not facts["scratch"]
+
     def _same_place(self, cell: Cell, facts: dict[str, Any]) -> bool:
         """Whether the killed run did the same as the recorded one up to the cut."""
         done = facts["events"] - bool(cell.torn)
         if facts["problem"] or done < cell.cut or (done > cell.cut and cell.variant == "group"):
             return False  # where the worker alone died, its children add events of their own
         expected = self.events[cell.cut].describe() if cell.cut < len(self.events) else ""
-        return _call(facts["before"]) == _call(expected)  # temp names may differ from run to run
+        here, there = facts["before"].rpartition("/")[0], expected.rpartition("/")[0]
+        return _call(facts["before"]) == _call(expected) and here == there  # temp names may differ from run to run
 
     def history(self, cell: Cell) -> tuple[list[Event], list[str]]:
         """The events and the acks (as sent) that a rebuilt crash state is made of."""
@@ -237,7 +251,7 @@ class Example:
         """The first nested crash of each violation's cause, to be made by real kills."""
         causes: dict[tuple[str, str], tuple[Cell, dict[str, Any]]] = {}
         for fault, cell, facts in sorted(self.faults, key=_order):
-            if cell.inner and cell.variant == "group" and self._same_place(cell, facts):
+            if cell.inner and cell.variant == "group" and self._comparable(cell, facts):
                 causes.setdefault((fault.guarantee, self.cause(cell, facts)), (cell, facts))
         return list(causes.values())
 
@@ -492,6 +506,11 @@ def _notes(made: ScenarioResult, scenario: Scenario, examples: list[Example]) ->
             notes[f"observe changes files ({quoted(changed[0])}); let recover do that, and observe only look"] = None
         if example.prepared["uncertain"]:
             notes[f"{example.prepared['uncertain']} calls of other threads could not be timed exactly"] = None
+        again = sum(cell.variant == "rebuilt" and not example.is_store(cell) for cell, _ in example.cells)
+        if again:
+            notes[f"{again} crash points were not come to again when they were to be killed, so they were rebuilt"] = (
+                None
+            )
         strays: list[str] = next((facts["strays"] for _, facts in example.cells if facts["strays"]), [])
         if strays:
             notes[f"processes outlived the kill and were ended: {', '.join(map(quoted, strays[:3]))}"] = None

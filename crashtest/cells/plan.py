@@ -15,11 +15,11 @@ from crashtest.trace import PAGE, Ack, Event, Op, Step, crash_points
 TEARS = 3
 #: calls whose bytes the supervisor knows before they are written, so that it can let a prefix through
 _TEARABLE = frozenset({"write", "pwrite64", "writev", "pwritev", "pwritev2"})
-_VARIANTS = {"group": "", "worker": "w", "late": "l"}
+_VARIANTS = {"group": "", "worker": "w", "late": "l", "rebuilt": "r"}
 
 
 class Cell(NamedTuple):
-    """One crash to realise, as `cells.supervise.Crash` takes it."""
+    """One crash to realise, as `cells.supervise.Crash` takes it; variant "rebuilt": from the record, without a kill."""
 
     cut: int
     kind: str
@@ -73,13 +73,16 @@ def plan(events: list[Event], company: list[int], seccomp: bool) -> Plan:
     skipped = 0
     for cut in points:
         kind = kind_of(events, cut)
+        event = events[cut] if cut < len(events) else None
+        if isinstance(event, Op) and event.call == "mmap":
+            cells.append(Cell(cut, kind, 0, "rebuilt"))  # no call announces a store into a mapping
+            continue
         if not seccomp and kind == "ack":
             skipped += 1  # observed by steps alone, a worker cannot be stopped before an ack
             continue
         cells.append(Cell(cut, kind, 0, "group"))
         if cut in beside:
             cells += [Cell(cut, kind, 0, "worker"), Cell(cut, kind, 0, "late")]
-        event = events[cut] if cut < len(events) else None
         if isinstance(event, Op):
             chosen, left_out = tears_tried(event)
             skipped += left_out
@@ -120,6 +123,8 @@ def place(events: list[Event], cell: Cell, before: str, then: str = "") -> str:
         words += " (the worker alone was killed; its children ran on to their end)"
     elif cell.variant == "late":
         words += " (the worker alone was killed; its children were held until recovery waited for them)"
+    elif cell.variant == "rebuilt":
+        words += " (rebuilt from the record: a kill cannot be timed there)"
     if cell.inner:
         torn = cell.inner[-1][2]
         died = f"inside {then}, with {torn} bytes written" if torn else f"before {then}"

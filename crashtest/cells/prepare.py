@@ -12,7 +12,7 @@ from typing import Any
 from crashtest.cells.realise import Bench, Ran, Restarted, failure
 from crashtest.errors import HarnessError, quoted
 from crashtest.persist.tree import Tree
-from crashtest.trace import Ack, Op, to_plain
+from crashtest.trace import to_plain
 from crashtest.values import shown
 
 
@@ -174,13 +174,3 @@ def _agree(one: str, other: str, number: int) -> None:
             f"two runs without a crash differ after operation {number}: {shown(one, 120)} and {shown(other, 120)}; "
             "observe only what is the same each time (no times, random names, process ids)"
         )
-
-
-def acks_of(events: list[Any]) -> list[Ack]:
-    """The acks among events, in order."""
-    return [event for event in events if isinstance(event, Ack)]
-
-
-def changes_of(events: list[Any]) -> list[Op]:
-    """The changes among events, in order."""
-    return [event for event in events if isinstance(event, Op) and event.changes]

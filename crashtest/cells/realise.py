@@ -84,13 +84,23 @@ class Bench:
         self.end = "orderly"
         #: whether any run took too long since this was last set to False
         self.timed_out = False
-        for name in ("state", "home", "tmp"):
-            os.makedirs(f"{root}/{name}", mode=0o700, exist_ok=True)
+        os.makedirs(root, mode=0o700, exist_ok=True)
         self.environment = {**ENVIRONMENT, "HOME": f"{root}/home", "TMPDIR": f"{root}/tmp"}
 
     def clear(self) -> None:
+        """Nothing is left of earlier runs, wherever below the bench it lay; the directories are new."""
+        remove(self.root)
         for name in ("state", "home", "tmp"):
-            remove(f"{self.root}/{name}")
+            os.mkdir(f"{self.root}/{name}", 0o700)
+
+    def scratch(self) -> str:
+        """The digest of what lies in HOME and TMPDIR, "" when that is nothing."""
+        digests = [
+            Tree.capture(f"{self.root}/{name}").digest()
+            for name in ("home", "tmp")
+            if os.listdir(f"{self.root}/{name}")
+        ]
+        return "+".join(digests)
 
     def restore(self, tree: Tree) -> dict[int, int]:
         """Put a tree on disk; its file ids by inode number (`tree.inodes` too)."""
@@ -232,11 +242,6 @@ class Bench:
         done = self._part(name, function, but=held, on_lock=on_lock, filter_program=self.program)
         done.failure = done.failure and f"recovery {done.failure}"
         return done
-
-    def forget_scratch(self) -> None:
-        """Empty HOME and TMPDIR: what a killed run left there is no part of its state."""
-        for name in ("home", "tmp"):
-            remove(f"{self.root}/{name}")
 
     def look(self) -> Restarted:
         """Observe what is on disk."""

@@ -108,12 +108,14 @@ class Cells:
         facts = self._facts(restarted, tree)
         self.known[digest] = {**facts, "_killed": True}  # what children did meanwhile cannot be rebuilt
         extra = self._extra(digest, tree, restarted, out.acks)
-        cell.update({"tree": digest, "new": {digest: facts}, "extra": extra, "inner": []})
+        cell.update({"tree": digest, "new": {digest: facts}, "extra": extra, "inner": [], "scratch": False})
         return cell
 
     def settle(self, disk: Tree, acks: list[bytes]) -> dict[str, Any]:
         """Recover what is on disk (its tree is `disk`) and kill that recovery, unless that tree is known already."""
-        digest = disk.digest()
+        digest, scratch = disk.digest(), self.bench.scratch()
+        if scratch:  # recovery may look there too, so the same tree beside other leftovers is another state
+            digest += f"+{scratch}"
         self._fresh = {}
         if not self._walked(digest, 1):
             self._learn(digest, disk, 1)
@@ -122,7 +124,8 @@ class Cells:
             self._settled.add((digest, len(acks)))
             self._collect(digest, [], acks, inner, {digest})
         new = {key: {k: v for k, v in facts.items() if k[0] != "_"} for key, facts in self._fresh.items()}
-        return {"tree": digest, "new": new, "extra": self._extra_of(digest, acks), "inner": inner}
+        extra = self._extra_of(digest, acks)
+        return {"tree": digest, "new": new, "extra": extra, "inner": inner, "scratch": bool(scratch)}
 
     def _extra_of(self, digest: str, acks: list[bytes]) -> dict[str, Any]:
         facts = self.known[digest]
@@ -175,7 +178,6 @@ class Cells:
         if self._timeouts >= 3:
             words = "was not tried: three recoveries timed out already"
             return {**self._facts(Restarted(words), None), "skipped": True}, None
-        self.bench.forget_scratch()
         restarted = self.bench.restart(self._observed, record=disk if level < self.depth else None)
         facts = self._facts(restarted, restarted.tree)
         facts["glance"] = glance
@@ -196,7 +198,6 @@ class Cells:
         ran, _ = self.bench.run(self.first, self.ops or [], record=True, crash=crash)
         disk, where, proof = ran.disk, "", list(ran.proof)
         for inner in path:
-            self.bench.forget_scratch()
             done, out = self.bench.recover_on(disk, inner, stacks=True)
             assert done.tree is not None
             disk = done.tree
@@ -284,18 +285,20 @@ class Cells:
             self._live[key] = done
         return self._live[key]
 
-    def rebuild(self, events: list[Event], acks: list[bytes], torn: int) -> dict[str, Any]:
-        """The same crash state without a kill: the recorded events applied to the first state, then recovery."""
+    def rebuild(self, events: list[Event], acks: list[bytes], depth: int) -> dict[str, Any]:
+        """A crash state without a kill: the recorded events applied to the first state, then recovery, to `depth`."""
+        self.bench.timed_out = False
         tree = self.first.copy()
         for event in events:
             if isinstance(event, Op):
                 tree.apply(event)
         self.bench.restore(tree)
-        self.known.pop(tree.digest(), None)
-        depth, self.depth = self.depth, 1
+        if depth == 1:  # a comparison: nothing that is remembered may stand in for it
+            self.known.pop(tree.digest(), None)
+        depth, self.depth = self.depth, min(depth, self.depth)
         found = self.settle(tree, acks)
         self.depth = depth
-        return found
+        return {**found, "timed_out": self.bench.timed_out}
 
 
 def cuts_of(disk: Tree, trace: Trace) -> list[tuple[int, int, Tree]]:

@@ -373,7 +373,7 @@ class Supervision:
         assert recorder is not None and listener is not None
         where = self._where(stop)
         at = len(recorder.events)
-        if self._stacks and any(pid not in self._but for pid in children(self.worker)):
+        if self._stacks and self._has_company():
             self.out.company.append(at)
         if self._due(at, made):
             self._strike(stop, made, where)
@@ -388,6 +388,12 @@ class Supervision:
                 self._on_ack()
             if listener.let_go(stop):
                 recorder.ack(stop, made.data, where)
+
+    def _has_company(self) -> bool:
+        """Whether another process of this run lives: a child of the worker, or one that lost its parent."""
+        return bool(children(self.worker)) or any(
+            pid != self.worker and pid not in self._but and alive(pid) for pid in children(os.getpid())
+        )
 
     def _due(self, at: int, made: Pending | Message) -> bool:
         crash = self.crash

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from crashtest.cells import ending
-from crashtest.errors import UsageError
+from crashtest.errors import UsageError, quoted
 from crashtest.observe import bpf, steps
 from crashtest.values import canonical
 
@@ -107,7 +107,9 @@ def child(
         if filter_program is not None and not _observe(pipes, filter_program):
             return 76
         status = _answer(pipes, body)
-        if end == "at once" or (end == "quick" and not ending.orderly_after(handlers)):
+        if end == "quick" and not ending.orderly_after(handlers):
+            ending.exit_c(status)
+        if end == "at once":
             os._exit(status)
         return status
 
@@ -185,10 +187,19 @@ def workload(
             if pipes.blocking:
                 os.read(pipes.go, 1)
 
-        function(make_run(tell))
+        _refuse_unrun(function(make_run(tell)), "the workload")
         return "null"
 
     return body
+
+
+def _refuse_unrun(value: Any, name: str) -> None:
+    """A part that gave back something to be run has not run, and one that says False means something by it."""
+    if value is False or hasattr(value, "__await__") or hasattr(value, "__next__") or hasattr(value, "__anext__"):
+        raise UsageError(
+            f"{name} returned {quoted(repr(value), 80)}; it must do its work itself and return None (a check says no "
+            "with assert)"
+        )
 
 
 def part(function: Callable[..., Any], directory: str, name: str, *more: Any) -> Callable[[Pipes], str]:
@@ -196,7 +207,10 @@ def part(function: Callable[..., Any], directory: str, name: str, *more: Any) ->
 
     def body(pipes: Pipes) -> str:
         value = function(Path(directory), *more)
-        return canonical(value, f"what {name} returned") if name in ("observe", "glance") else "null"
+        if name in ("observe", "glance"):
+            return canonical(value, f"what {name} returned")
+        _refuse_unrun(value, name)
+        return "null"
 
     return body
 

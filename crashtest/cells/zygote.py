@@ -7,6 +7,7 @@ removes its directory and ends. Started by `scale.local`; speaks `crashtest.wire
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import shutil
@@ -96,7 +97,7 @@ class Zygote:
         assert self.cells is not None
         events = [from_plain(event) for event in request["events"]]
         acks = [line.encode() for line in request["acks"]]
-        return self.cells.rebuild(events, acks, request["torn"])
+        return self.cells.rebuild(events, acks, request["depth"])
 
     def end(self) -> None:
         """Leave nothing behind."""
@@ -112,13 +113,21 @@ class Zygote:
     def _end_for_main(self) -> None:
         """The main process was killed: the last zygote of its run removes the run's directory."""
         run = os.path.dirname(self.root)
-        if not any(name.startswith("slot-") for name in os.listdir(run)):
-            shutil.rmtree(run, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):
+            if not any(name.startswith("slot-") for name in os.listdir(run)):
+                shutil.rmtree(run, ignore_errors=True)
+
+
+def _abandon(number: int, frame: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: the end must not be interrupted
+    raise Abandoned
 
 
 def main(fd: int, root: str) -> None:
     """The life of a zygote; in a forked child it returns nothing and the child ends as its entry says."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _abandon)
+    bpf.die_with_parent(signal.SIGTERM)  # also while the user's file is loading, when nobody looks at the socket
     bpf.become_subreaper()
     zygote = Zygote(socket.socket(fileno=fd), root)
     try:
@@ -126,7 +135,10 @@ def main(fd: int, root: str) -> None:
     except BecomeChild as child:
         entry = child.entry
     except (wire.Closed, Abandoned):
-        zygote.end()
+        try:
+            zygote.end()
+        except Abandoned:  # the signal came after the socket had closed
+            zygote.end()
         return
     del zygote  # and with it the socket, before the child opens files under the same number
     worker.become(entry)

@@ -82,7 +82,7 @@ class Calls:
         """What the stopped call is about to do to the state; None when nothing."""
         call = self.name(stop)
         if call == "foreign" or call.startswith("call "):
-            self._cannot(f"{self.processes.program(stop.thread)} makes calls of a foreign (32-bit or x32) architecture")
+            self._cannot(f"calls of a foreign (32-bit or x32) architecture{self._by(stop)}")
             return None
         try:
             made: Pending | Message | None = getattr(self, f"_{call}")(stop, stop.args)
@@ -90,13 +90,17 @@ class Calls:
             return None
         return made
 
+    def _by(self, stop: Stop) -> str:
+        return f", by {self.processes.program(stop.thread)[:60]}"
+
     def _cannot(self, words: str) -> None:
         if words not in self.unmodelled:
             self.unmodelled.append(words)
 
     def _elsewhere(self, call: str, path: str) -> None:
-        """A change outside the state; beside it lie the output, HOME and TMPDIR that the harness itself gave."""
-        if path.startswith(os.path.dirname(self.state.root) + "/"):
+        """A change outside the state. The output, HOME and TMPDIR are the harness's own; semaphores are no files."""
+        bench = os.path.dirname(self.state.root)
+        if path == f"{bench}/output" or path.startswith((f"{bench}/home/", f"{bench}/tmp/", "/dev/shm/sem.")):
             return
         words = f"{call} {path}"
         if words not in self.outside:
@@ -785,12 +789,10 @@ class Calls:
     _execveat = _execve
 
     def _io_uring_setup(self, stop: Stop, a: tuple[int, ...]) -> None:
-        self._cannot(f"{self.processes.program(stop.thread)} uses io_uring, whose writes cannot be recorded")
+        self._cannot(f"io_uring, whose writes cannot be recorded{self._by(stop)}")
 
     def _io_submit(self, stop: Stop, a: tuple[int, ...]) -> None:
-        self._cannot(
-            f"{self.processes.program(stop.thread)} uses native asynchronous I/O, whose writes are not recorded"
-        )
+        self._cannot(f"native asynchronous I/O, whose writes are not recorded{self._by(stop)}")
 
     def _flock(self, stop: Stop, a: tuple[int, ...]) -> None:
         return None

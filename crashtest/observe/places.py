@@ -13,6 +13,8 @@ import stat
 from typing import NamedTuple, Protocol
 
 AT_FDCWD = 0xFFFFFF9C  # -100 as the unsigned 32 bits a filter sees
+#: directories kept open; a call that is under way needs two of them
+_KEPT = 128
 _LINKS = 40  # path_resolution(7): more symbolic links than this are ELOOP
 
 
@@ -86,6 +88,16 @@ class State:
         except OSError:
             return None
 
+    def _directory(self, file: int, path: str) -> int:
+        """An O_PATH descriptor of a directory; those not used for long are closed."""
+        fd = self._directories.pop(file, -1)
+        if fd < 0:
+            if len(self._directories) >= _KEPT:
+                os.close(self._directories.pop(next(iter(self._directories))))
+            fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._directories[file] = fd
+        return fd
+
     def place(self, thread: int, directory: int, path: str, follow: bool) -> Place | str | None:
         """Where (directory descriptor, path) leads for a stopped thread; `follow`: the last name's links too."""
         full = absolute(thread, directory, path)
@@ -104,8 +116,7 @@ class State:
                 found: Place | str = f"{os.path.realpath(head or '/')}/{name}"
                 here, base = full, head
             else:
-                if (fd := self._directories.get(file)) is None:
-                    fd = self._directories[file] = os.open(head or "/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                fd = self._directory(file, head or "/")
                 shown = self.shadow.path(file)
                 found = Place(file, fd, name, name if shown == "." else f"{shown}/{name}")
                 here, base = f"/proc/self/fd/{fd}/{name}", f"/proc/self/fd/{fd}"

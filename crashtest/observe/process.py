@@ -10,6 +10,8 @@ import os
 import struct
 
 _PIECE = 256
+#: threads whose memory file is kept open
+_KEPT = 128
 
 
 class Gone(Exception):
@@ -41,6 +43,8 @@ class Processes:
     close = forget
 
     def _open(self, thread: int) -> int:
+        if len(self._memory) >= _KEPT:
+            os.close(self._memory.pop(next(iter(self._memory))))
         try:
             fd = self._memory[thread] = os.open(f"/proc/{thread}/mem", os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:

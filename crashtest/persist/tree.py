@@ -19,6 +19,8 @@ from crashtest.trace import SYNCS, Op
 
 _TYPES = {stat.S_IFDIR: "d", stat.S_IFREG: "f", stat.S_IFLNK: "l", stat.S_IFIFO: "p", stat.S_IFSOCK: "s"}
 ROOT = 0
+#: half of PATH_MAX (linux/limits.h), which leaves room for any name
+_LONG = 2048
 
 
 class Node:
@@ -271,6 +273,7 @@ class Tree:
         root = self.nodes[ROOT]
         for full, mode in reversed(modes):
             os.chmod(full, mode)
+        os.chown(directory, root.uid, root.gid)
         os.chmod(directory, root.mode)
         for key, value in root.xattrs.items():
             os.setxattr(directory, key, value)
@@ -312,7 +315,18 @@ class Tree:
     def to_plain(self) -> dict[str, Any]:
         """For a message or a file; `from_plain` gives the tree back with the same file ids."""
         nodes = [
-            [key, n.type, n.mode, n.uid, n.gid, n.text, bytes(n.data), n.xattrs, n.entries, list(n.parent)]
+            [
+                key,
+                n.type,
+                n.mode,
+                n.uid,
+                n.gid,
+                n.text,
+                bytes(n.data),
+                [*n.xattrs.items()],
+                [*n.entries.items()],
+                [*n.parent],
+            ]
             for key, n in self.nodes.items()
         ]
         return {"next": self._next, "nodes": nodes}
@@ -422,10 +436,16 @@ class _readable:
 
 
 def remove(directory: str) -> None:
-    """Delete everything below `directory`, whatever its permission bits say; the directory itself stays."""
+    """Delete everything below `directory`, whatever its permission bits say; the directory itself stays.
+
+    Works on trees of any depth: a directory whose path grows long is moved up first. Raises OSError.
+    """
     below = [directory]
-    for at in below:  # grows while it is walked: a tree may be deeper than Python can recurse
-        below.extend(_remove_files(at))
+    for number, path in enumerate(below):  # grows while it is walked
+        if len(path) > _LONG:
+            below[number] = f"{directory}/.{number}"
+            os.rename(path, below[number])
+        below.extend(_remove_files(below[number]))
     for at in reversed(below[1:]):
         os.rmdir(at)
 

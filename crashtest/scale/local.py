@@ -142,7 +142,7 @@ class Slot:
         if self._sock is not None:
             self._sock.close()
         try:
-            self._process.wait(30)
+            self._process.wait(10)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -283,8 +283,12 @@ class Runner:
         assert task.example is not None
         slot.serve(task.example, timeout, self.settings.depth)
         if task.do == "kill":
-            crashes = [list(cell[:4]) for cell in task.cells]
-            task.answers = slot.ask({"do": "kill", "crashes": crashes, "alone": task.alone})["cells"]
+            for cell in task.cells:
+                if cell.variant == "rebuilt":
+                    task.answers.append(self._rebuild(slot, task.example, cell))
+                    continue
+                request = {"do": "kill", "crashes": [list(cell[:4])], "alone": task.alone}
+                task.answers += slot.ask(request)["cells"]
             return
         for cell in task.cells:
             if cell.inner:
@@ -293,9 +297,20 @@ class Runner:
                     slot.ask({"do": "kill_inner", "crash": crash, "path": [list(p) for p in cell.inner]})
                 )
                 continue
-            events, acks = task.example.history(cell)
-            request = {"do": "rebuild", "events": [to_plain(e) for e in events], "acks": acks, "torn": cell.torn}
-            task.answers.append(slot.ask(request))
+            task.answers.append(self._rebuild(slot, task.example, cell))
+
+    def _rebuild(self, slot: Slot, example: Example, cell: Cell) -> dict[str, Any]:
+        """A crash state from the record, told like a killed one."""
+        events, acks = example.history(cell)
+        request = {"do": "rebuild", "events": [to_plain(e) for e in events], "acks": acks, "torn": cell.torn}
+        request["depth"] = self.settings.depth if cell.variant == "rebuilt" else 1
+        next_event = example.events[cell.cut] if cell.cut < len(example.events) else None
+        told = {
+            "end": "killed", "problem": "", "events": cell.cut, "step": "", "proof": [], "proved": False,
+            "strays": [], "outside": [], "acks": len(acks),
+            "before": next_event.describe() if next_event else "", "where": next_event.where if next_event else "",
+        }  # fmt: skip
+        return {**told, **slot.ask(request)}
 
     # -- bookkeeping, in the main thread -------------------------------------------------------------------------
 
@@ -325,6 +340,9 @@ class Runner:
             for cell, facts in zip(task.cells, task.answers, strict=True):
                 if facts["timed_out"] and not task.alone:
                     job.slow.append((task.example, cell))
+                    continue
+                if task.example.missed(cell, facts) and cell.variant == "group":
+                    self._give(_Task(job, "kill", task.example, cells=[cell._replace(variant="rebuilt")]))
                     continue
                 job.timeouts += facts["timed_out"]
                 job.tried += 1
@@ -382,6 +400,9 @@ class Runner:
 
     def _end(self) -> None:
         """End every zygote, also one that is busy, and whatever is left below this process."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)  # it is ending already
         with self._wake:
             self._ending = True
             self._todo.clear()
@@ -417,12 +438,14 @@ def _guarded() -> Iterator[None]:
 
     main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, interrupt) if main else None
+    before_int = signal.getsignal(signal.SIGINT)
     try:
         yield
     finally:
         if main:
             # None: a handler that is not Python's, which nobody can put back
             signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+            signal.signal(signal.SIGINT, signal.SIG_DFL if before_int is None else before_int)
         bpf.become_subreaper(subreaper)
 
 
@@ -481,8 +504,12 @@ def _run(jobs: list[_Job], settings: Settings, seccomp: bool, emit: Emit, only: 
         finally:
             directory.close()
     results = [made for _, made in runner.finished]
-    for job, made in runner.finished if only is None else []:
-        store(job, made, settings)
+    try:
+        for job, made in runner.finished if only is None else []:
+            store(job, made, settings)
+    except OSError as error:
+        notes.append(f"the violations could not be stored for replay: {quoted(error)}; name another --report-dir")
+        emit(Note(text=notes[-1]))
     whole = RunResult(
         seed=settings.seed,
         exit=exit_code(results, runner.stopped, settings.allow_partial),

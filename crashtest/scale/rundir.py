@@ -77,10 +77,10 @@ def _remove_if_free(path: str) -> bool:
             fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
         remove(path)
         os.rmdir(path)
-    except BlockingIOError:
-        return False
     except FileNotFoundError:
         pass
+    except OSError:
+        return False  # in use, or something in it cannot be removed: no reason not to run
     finally:
         if owner >= 0:
             os.close(owner)

@@ -82,6 +82,7 @@ def states_of(running: Running) -> list[Path]:
 
 def test_ctrl_c_ends_everything_and_still_writes_the_report(running: Running) -> None:
     assert len(running.below) >= 3  # zygote, recovery, and the daemon it started
+    assert states_of(running) != []
     running.process.send_signal(signal.SIGINT)
     output, _ = running.process.communicate(timeout=60)
     assert running.process.returncode == 130, output
@@ -111,6 +112,8 @@ def test_sigkill_of_a_zygote_is_a_harness_error_and_leaves_nothing(running: Runn
 
 
 def test_sigkill_of_crashtest_and_zygote_together_is_cleaned_up_by_the_next_run(running: Running) -> None:
+    for process in running.below:
+        process.suspend()  # or the zygote would clean up as soon as its parent is gone
     for process in [psutil.Process(running.process.pid), *running.below]:
         process.kill()
     running.process.communicate(timeout=60)
