@@ -49,7 +49,7 @@ def main(fd: int, root: str) -> None:
     except (wire.Closed, Abandoned):
         server.end()
         return
-    del server
+    server.sock.close()  # before the child opens files under the same number; freeing the rest would copy its pages
     worker.become(entry)
 
 

@@ -84,6 +84,7 @@ class Bench:
         for name in ("state", "home", "tmp"):
             os.makedirs(f"{root}/{name}", mode=0o700, exist_ok=True)
         self.environment = {**ENVIRONMENT, "HOME": f"{root}/home", "TMPDIR": f"{root}/tmp"}
+        os.environ.update(self.environment)  # once here, not in every child: there it would copy the pages
 
     def clear(self) -> None:
         for name in ("state", "home", "tmp"):

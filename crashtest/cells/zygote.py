@@ -121,7 +121,7 @@ def main(fd: int, root: str) -> None:
     except (wire.Closed, Abandoned):
         zygote.end()
         return
-    del zygote  # and with it the socket, before the child opens files under the same number
+    zygote.sock.close()  # before the child opens files under the same number; freeing the rest would copy its pages
     worker.become(entry)
 
 
