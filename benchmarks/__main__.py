@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import sys
+import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +16,6 @@ from benchmarks import git_commit, kill_cell, operations, stop
 from benchmarks.lean import Lean
 from benchmarks.measure import Ratio, Result
 from crashtest.observe import bpf
-from crashtest.scale.rundir import RunDirectory
 
 BENCHMARKS = {"cell": kill_cell.run, "stop": stop.run, "git": git_commit.run, "operations": operations.run}
 
@@ -34,11 +34,11 @@ def main() -> int:
         parser.error(f"system calls cannot be observed here: {reason}")
     core = max(os.sched_getaffinity(0)) if given.core is None else given.core
     began = time.monotonic()
-    directory = RunDirectory()
+    directory = tempfile.TemporaryDirectory(dir="/dev/shm", prefix="crashtest-benchmarks-")
     lean = None
     whole = Result()
     try:
-        lean = Lean(f"{directory.path}/lean", core)
+        lean = Lean(f"{directory.name}/lean", core)
         if given.profile:
             print(kill_cell.profile(lean, 10))
             return 0
@@ -51,7 +51,7 @@ def main() -> int:
     finally:
         if lean is not None:
             lean.close()
-        directory.close()
+        directory.cleanup()
     seconds = round(time.monotonic() - began, 1)
     print(table(whole, seconds))
     if given.json is not None:

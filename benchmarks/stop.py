@@ -38,10 +38,14 @@ def run(lean: Lean, quick: bool) -> Result:
     else:
         result.notes.append("stop: python-ptrace was skipped, it is not installed (pip install python-ptrace)")
     found = rounds(5 if quick else 15, {kind: lambda kind=kind: measured(kind) for kind in kinds})  # type: ignore[misc]
-    raw = found["raw"]
     result.ratios = [
-        summed(f"stop: {words} above the raw call", [a - b for a, b in zip(found[kind], raw, strict=True)], target, "us")
-        for kind, words, target in (("recorded", "recorded, time", ("at most", 20.0)), ("bare", "bare listener", None))
+        summed(
+            f"stop: {words} above the raw call",
+            [a - b for a, b in zip(found[kind], found["raw"], strict=True)],
+            target,
+            "us",
+        )
+        for kind, words, target in (("recorded", "recorded", ("at most", 20.0)), ("bare", "bare listener", None))
     ]
     names = {"raw": "raw call", "bare": "bare listener", "recorded": "recorded"}
     if "traced" in found:
