@@ -24,7 +24,7 @@ _BLOCK = 4
 
 
 def run(lean: Lean, quick: bool) -> Result:
-    sample = {10: 20, 100: 20, 1000: 8} if quick else {10: 41, 100: 100, 1000: 40}
+    sample = {10: 41, 100: 40, 1000: 16} if quick else {10: 41, 100: 100, 1000: 40}
     result, totals = Result(), {}
     for size in SIZES:
         made = lean.call("benchmarks.operations:measured", size=size, sample=sample[size], stacks=not quick)

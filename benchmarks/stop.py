@@ -40,7 +40,7 @@ def run(lean: Lean, quick: bool) -> Result:
     found = rounds(5 if quick else 15, {kind: lambda kind=kind: measured(kind) for kind in kinds})  # type: ignore[misc]
     result.ratios = [
         summed(
-            f"stop: {words} above the raw call",
+            f"stop, time: {words}, above the raw call",
             [a - b for a, b in zip(found[kind], found["raw"], strict=True)],
             target,
             "us",
@@ -101,7 +101,7 @@ def traced(zygote: Zygote, calls: int, decoding: bool = False) -> int:
     ours, theirs = os.pipe()
 
     def tracer() -> None:
-        from ptrace.binding import ptrace_traceme  # type: ignore[import-not-found,unused-ignore]
+        from ptrace.binding import ptrace_traceme  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
         pid = os.fork()
         if pid == 0:
@@ -126,12 +126,12 @@ def traced_decoding(zygote: Zygote, calls: int) -> int:
 
 def _trace(pid: int, decoding: bool) -> None:
     """Let a stopped child run to its end, seeing each call as it begins and as it ends."""
-    from ptrace.debugger import (  # type: ignore[import-not-found,unused-ignore]
+    from ptrace.debugger import (  # type: ignore[import-not-found,import-untyped,unused-ignore]
         NewProcessEvent,
         ProcessExit,
         PtraceDebugger,
     )
-    from ptrace.func_call import FunctionCallOptions  # type: ignore[import-not-found,unused-ignore]
+    from ptrace.func_call import FunctionCallOptions  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
     register = {"x86_64": "orig_rax", "aarch64": "r8"}[os.uname().machine]
     options = FunctionCallOptions()
