@@ -86,6 +86,7 @@ class Bench:
         self.timed_out = False
         os.makedirs(root, mode=0o700, exist_ok=True)
         self.environment = {**ENVIRONMENT, "HOME": f"{root}/home", "TMPDIR": f"{root}/tmp"}
+        os.environ.update(self.environment)  # once here, not in every child: there it would copy the pages
 
     def clear(self) -> None:
         """Nothing is left of earlier runs, wherever below the bench it lay; the directories are new."""

@@ -96,7 +96,9 @@ def child(
         os.dup2(pipes.output, 1)
         os.dup2(pipes.output, 2)
         _close_others(pipes.keep())
-        os.environ.update(environment)
+        for name, value in environment.items():
+            if os.environ.get(name) != value:
+                os.environ[name] = value
         os.chdir(cwd)
         gc.enable()
         if pipes.stack >= 0:

@@ -140,7 +140,7 @@ def main(fd: int, root: str) -> None:
         except Abandoned:  # the signal came after the socket had closed
             zygote.end()
         return
-    del zygote  # and with it the socket, before the child opens files under the same number
+    zygote.sock.close()  # before the child opens files under the same number; freeing the rest would copy its pages
     worker.become(entry)
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import os
 import platform
 import socket
@@ -76,8 +77,9 @@ def supported() -> bool:
     return sys.platform == "linux" and platform.machine() in _ARCHES and sys.byteorder == "little"
 
 
+@functools.cache
 def call_names() -> dict[int, str]:
-    """System call number -> name, for every call that stops on this architecture."""
+    """System call number -> name, for every call that stops on this architecture; not to be changed."""
     which, _ = _ARCHES[platform.machine()]
     table = {numbers[which]: name for name, numbers in STOPS.items()}
     table.update({numbers[which]: name for name, (numbers, _) in STOPS_IF_SET.items()})
@@ -91,6 +93,7 @@ def native_arch() -> int:
     return _ARCHES[platform.machine()][1]
 
 
+@functools.cache
 def program() -> bytes:
     """The filter as an array of struct sock_filter for this architecture."""
     which, arch = _ARCHES[platform.machine()]

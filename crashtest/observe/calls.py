@@ -108,9 +108,15 @@ class Calls:
 
     # -- finding the file --------------------------------------------------------------------------------------
 
-    def _open_file(self, stop: Stop, call: str, fd: int) -> tuple[int, os.stat_result] | None:
-        """(file id, fstat) of a descriptor on a file of the state; anything else is noted and gives None."""
-        info = self.processes.descriptor(stop.thread, fd & 0xFFFFFFFF)
+    def _open_file(
+        self, stop: Stop, call: str, fd: int, info: os.stat_result | None = None
+    ) -> tuple[int, os.stat_result] | None:
+        """(file id, fstat) of a descriptor on a file of the state; anything else is noted and gives None.
+
+        info: its fstat, when that is known.
+        """
+        if info is None:
+            info = self.processes.descriptor(stop.thread, fd & 0xFFFFFFFF)
         file = self.state.file(info)
         if file is not None:
             return file, info
@@ -138,13 +144,11 @@ class Calls:
         return self.state.place(stop.thread, directory, self.processes.string(stop.thread, address), follow)
 
     def _op(self, stop: Stop, kind: str, file: int = -1, place: Place | None = None, **more: object) -> Op:
-        values: dict[str, object] = {"call": self.name(stop)}
         if place is not None:
-            values.update(dir=place.dir, name=place.name, path=place.path)
-        else:
-            values["path"] = self.state.shadow.path(file) if file >= 0 else ""
-        values.update(more)
-        return Op(kind, file, **values)  # type: ignore[arg-type]
+            return Op(kind, file, place.dir, place.name, call=self.name(stop), path=place.path, **more)  # type: ignore[arg-type]
+        if "path" not in more:
+            more["path"] = self.state.shadow.path(file) if file >= 0 else ""
+        return Op(kind, file, call=self.name(stop), **more)  # type: ignore[arg-type]
 
     # -- data --------------------------------------------------------------------------------------------------
 
@@ -161,10 +165,10 @@ class Calls:
             return Message(channel, b"".join(self.processes.read(thread, at, size) for at, size in parts))
         if kind != stat.S_IFREG:
             return None
-        found = self._open_file(stop, self.name(stop), fd)
+        found = self._open_file(stop, self.name(stop), fd, info)
         if found is None:
             return None
-        file, info = found
+        file = found[0]
         position, flags = self.processes.position(thread, fd)
         if flags & os.O_ACCMODE == os.O_RDONLY:
             return None
