@@ -13,7 +13,7 @@ from benchmarks.lean import Lean
 from benchmarks.measure import Result, figure, ratio, rounds
 from benchmarks.subjects import THREE_FILES
 from crashtest.cells.matrix import Example
-from crashtest.cells.realise import Cells
+from crashtest.cells.recoveries import Cells
 from crashtest.cells.supervise import Crash
 from crashtest.cells.zygote import Zygote
 from crashtest.scale.local import CHUNK
@@ -24,7 +24,7 @@ _forks = 0
 def run(lean: Lean, quick: bool) -> Result:
     request = {"scenario": THREE_FILES.function, "ops": None, "timeout": 60.0, "seccomp": True}
     prepared = lean.ask({"do": "prepare", **request})
-    expect = {"do": "expect", **request, "first": prepared["first"], "states": prepared["states"]}
+    expect = {"do": "expect", **request, "first": prepared["first"], "states": prepared["states"], "depth": 1}
     cells = Example(THREE_FILES, None, prepared, True).plan.cells
     cuts, stops = [cell.cut for cell in cells], len(prepared["events"])
 
@@ -35,7 +35,7 @@ def run(lean: Lean, quick: bool) -> Result:
         began = time.perf_counter()
         for at in range(0, len(cells), CHUNK):
             chunk = cells[at : at + CHUNK]
-            answers = lean.ask({"do": "kill", "crashes": [list(cell) for cell in chunk]})["cells"]
+            answers = lean.ask({"do": "kill", "crashes": [list(cell[:4]) for cell in chunk]})["cells"]
             for cell, facts in zip(chunk, answers, strict=True):
                 example.add(cell, facts)
         took = time.perf_counter() - began
@@ -95,7 +95,7 @@ def profile(lean: Lean, repeat: int) -> str:
     request = {"scenario": THREE_FILES.function, "ops": None, "timeout": 60.0, "seccomp": True}
     prepared = lean.ask({"do": "prepare", **request})
     cells = [list(cell) for cell in Example(THREE_FILES, None, prepared, True).plan.cells]
-    lean.ask({"do": "expect", **request, "first": prepared["first"], "states": prepared["states"]})
+    lean.ask({"do": "expect", **request, "first": prepared["first"], "states": prepared["states"], "depth": 1})
     return str(lean.call("benchmarks.kill_cell:profiled", cells=cells, repeat=repeat))
 
 
@@ -106,9 +106,9 @@ def profiled(zygote: Zygote, cells: list[list[int | str]], repeat: int) -> str:
     os.register_at_fork(after_in_child=profiler.disable)
     profiler.enable()
     for _ in range(repeat):
-        fresh = Cells(bench, first, None, states)
+        fresh = Cells(bench, first, None, states, 1)
         for cell in cells:
-            fresh.kill(Crash(*cell))  # type: ignore[arg-type]
+            fresh.kill(Crash(*cell[:4]))  # type: ignore[arg-type]
     profiler.disable()
     text = io.StringIO()
     shown = pstats.Stats(profiler, stream=text).strip_dirs()

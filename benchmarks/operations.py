@@ -14,7 +14,8 @@ from benchmarks.lean import Lean
 from benchmarks.measure import Figure, Ratio, Result
 from benchmarks.subjects import MANY_OPERATIONS
 from crashtest.cells.plan import plan
-from crashtest.cells.realise import Bench, Cells
+from crashtest.cells.realise import Bench
+from crashtest.cells.recoveries import Cells
 from crashtest.cells.supervise import Crash
 from crashtest.cells.zygote import Zygote
 
@@ -72,16 +73,16 @@ def measured(zygote: Zygote, size: int, sample: int, stacks: bool) -> dict[str, 
     recorded = time.perf_counter() - began
     _good(ran.proof)
     todo = plan(ran.outcome.trace.events, ran.outcome.company, True).cells
-    cells = Cells(bench, first, ops, [])
+    cells = Cells(bench, first, ops, [], 1)
     spent, count = 0.0, 0
     blocks = (len(todo) + _BLOCK - 1) // _BLOCK
     for block in _spread(0, blocks - 1, max(1, sample // _BLOCK) if sample < len(todo) else blocks):
         chosen = todo[block * _BLOCK : (block + 1) * _BLOCK]
         if block and sample < len(todo):
-            cells.kill(Crash(*todo[block * _BLOCK - 1]))  # what its neighbour would have left known; not counted
+            cells.kill(Crash(*todo[block * _BLOCK - 1][:4]))  # what its neighbour would have left known; not counted
         began = time.perf_counter()
         for cell in chosen:
-            facts = cells.kill(Crash(*cell))
+            facts = cells.kill(Crash(*cell[:4]))
             _good(facts["problem"] or facts["proof"])
         spent += time.perf_counter() - began
         count += len(chosen)

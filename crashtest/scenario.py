@@ -144,11 +144,14 @@ class Scenario:
             raise UsageError(f"{self.name}: unknown guarantees {unknown}; known: {', '.join(GUARANTEES)}")
         for label, function in (
             ("the workload", self.workload), ("setup", self.setup), ("ops", self.make_ops),
-            ("recover", self.do_recover), ("observe", self.do_observe), ("glance", self.do_glance), ("check", self.do_check),
+            ("recover", self.do_recover), ("observe", self.do_observe), ("glance", self.do_glance),
+            ("check", self.do_check),
         ):  # fmt: skip
             code = getattr(function, "__code__", None)
             if code is not None and code.co_flags & _NEVER_RUNS:
-                raise UsageError(f"{self.name}: {label} is async or a generator, so a call runs nothing")
+                raise UsageError(
+                    f"{self.name}: {label} is async or a generator, which a call does not run; make it plain"
+                )
         if self.do_observe is None:
             raise UsageError(f"{self.name} has no observe part; add @{self.function}.observe, which returns the state")
         if "live" in self.guarantees and self.make_ops is None:
