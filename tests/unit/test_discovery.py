@@ -27,8 +27,8 @@ def content(dir):
 
 @pytest.fixture
 def project(fs: FakeFilesystem) -> FakeFilesystem:
-    fs.create_dir("/work/project")
-    os.chdir("/work/project")
+    fs.create_dir("/home/user/project")
+    os.chdir("/home/user/project")
     return fs
 
 
@@ -59,8 +59,8 @@ def test_a_file_that_is_named_is_taken_as_it_is(project: FakeFilesystem) -> None
 
 def test_a_file_is_found_once_however_it_is_named(project: FakeFilesystem) -> None:
     project.create_file("s/a.py")
-    project.create_symlink("link.py", "/work/project/s/a.py")
-    assert labels("s", "s/a.py", "./s/../s/a.py", "/work/project/s", "link.py") == ["s/a.py"]
+    project.create_symlink("link.py", "/home/user/project/s/a.py")
+    assert labels("s", "s/a.py", "./s/../s/a.py", "/home/user/project/s", "link.py") == ["s/a.py"]
 
 
 def test_a_file_outside_the_current_directory_has_its_whole_path(project: FakeFilesystem) -> None:
