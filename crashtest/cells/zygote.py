@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import select
 import shutil
 import signal
 import socket
@@ -31,6 +32,9 @@ from crashtest.persist.tree import Tree, remove
 from crashtest.scenario import Scenario, load
 from crashtest.trace import from_plain
 
+#: seconds to wait for the end of a main process whose socket has closed without a word
+MOURNING = 2.0
+
 
 class Zygote:
     """Serves requests over `sock` until it closes. `root`: its own directory, which it removes at the end."""
@@ -38,7 +42,7 @@ class Zygote:
     def __init__(self, sock: socket.socket, root: str) -> None:
         self.sock = sock
         self.root = root
-        self.parent = os.getppid()
+        self.parent = os.pidfd_open(os.getppid()) if hasattr(os, "pidfd_open") else -1
         self.scenarios: dict[str, Scenario] = {}
         self.bench: Bench | None = None
         self.cells: Cells | None = None
@@ -46,6 +50,8 @@ class Zygote:
     def serve(self) -> None:
         while True:
             request = wire.receive(self.sock)
+            if request["do"] == "end":
+                return
             try:
                 answer = getattr(self, f"do_{request['do']}")(request)
             except UsageError as error:
@@ -99,16 +105,27 @@ class Zygote:
         acks = [line.encode() for line in request["acks"]]
         return self.cells.rebuild(events, acks, request["depth"])
 
-    def end(self) -> None:
-        """Leave nothing behind."""
+    def end(self, orderly: bool = False) -> None:
+        """Leave nothing behind; orderly: the main process asked for the end, and does the rest."""
         reap_all()
         try:
             remove(self.root)
             os.rmdir(self.root)
         except OSError:
             shutil.rmtree(self.root, ignore_errors=True)
-        if os.getppid() != self.parent:
+        if not orderly and not self._told_to_end() and self._main_died():
             self._end_for_main()
+
+    def _told_to_end(self) -> bool:
+        """Whether the main process said goodbye, though this one was too busy to read it."""
+        try:
+            return b'"do":"end"' in self.sock.recv(1 << 20, socket.MSG_DONTWAIT)
+        except OSError:
+            return False
+
+    def _main_died(self) -> bool:
+        """Wait a little for it: its sockets close, and its threads end, before the process as a whole does."""
+        return self.parent >= 0 and bool(select.select([self.parent], [], [], MOURNING)[0])
 
     def _end_for_main(self) -> None:
         """The main process was killed: the last zygote of its run removes the run's directory."""
@@ -132,6 +149,8 @@ def main(fd: int, root: str) -> None:
     zygote = Zygote(socket.socket(fileno=fd), root)
     try:
         zygote.serve()
+        zygote.end(orderly=True)
+        return
     except BecomeChild as child:
         entry = child.entry
     except (wire.Closed, Abandoned):

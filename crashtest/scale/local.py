@@ -132,7 +132,8 @@ class Slot:
         """Close the line from another thread: the zygote ends what it does, and itself."""
         sock = self._sock
         if sock is not None:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, wire.Closed):
+                wire.send(sock, {"do": "end"})
                 sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
@@ -140,6 +141,8 @@ class Slot:
         if self._process is None:
             return
         if self._sock is not None:
+            with contextlib.suppress(wire.Closed):
+                wire.send(self._sock, {"do": "end"})
             self._sock.close()
         try:
             self._process.wait(10)

@@ -18,6 +18,8 @@ from crashtest.persist.tree import remove
 
 #: the name of the environment variable by which a run's processes are known
 TOKEN = "CRASHTEST_RUN"
+#: the name of the environment variable that says where states are kept, instead of /dev/shm
+BASE = "CRASHTEST_STATE_DIR"
 
 
 class RunDirectory:
@@ -50,7 +52,9 @@ class RunDirectory:
 def _base() -> tuple[str, str]:
     """The directory all runs of this user share, and a word when it is not on tmpfs."""
     note = ""
-    root = "/dev/shm"
+    root = os.environ.get(BASE, "/dev/shm")
+    if root != "/dev/shm" and not os.path.isdir(root):
+        raise HarnessError(f"{BASE} names {quoted(root)}, which is no directory; make it, or leave the variable out")
     if not (os.path.isdir(root) and os.access(root, os.W_OK | os.X_OK)):
         root = tempfile.gettempdir()
         note = f"/dev/shm cannot be used here, so states are kept below {root}, which is slower"
