@@ -56,8 +56,8 @@ def _base() -> tuple[str, str]:
     if root != "/dev/shm" and not os.path.isdir(root):
         raise HarnessError(f"{BASE} names {quoted(root)}, which is no directory; make it, or leave the variable out")
     if not (os.path.isdir(root) and os.access(root, os.W_OK | os.X_OK)):
-        root = tempfile.gettempdir()
-        note = f"/dev/shm cannot be used here, so states are kept below {root}, which is slower"
+        wanted, root = root, tempfile.gettempdir()
+        note = f"{quoted(wanted)} cannot be used here, so states are kept below {root}, which may be slower"
     base = f"{root}/crashtest-{os.getuid()}"
     try:
         os.mkdir(base, 0o700)
