@@ -29,3 +29,7 @@ class Settings:
     depth: int = 2
     #: how many operation sequences are drawn when a scenario's `ops` is a strategy
     examples: int = 5
+    #: seconds for shrinking the failing sequences of one scenario; 0: they are reported as they were drawn
+    shrink: float = 120.0
+    #: cells to try first (`cells.plan.family`), because they failed last
+    first: frozenset[str] = frozenset()

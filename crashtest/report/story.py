@@ -60,6 +60,14 @@ def replay_line(identity: str, report_dir: Path) -> Line:
     return (("    replay: ", "dim"), (f"crashtest replay {argument(identity)}{place}", "bold"))
 
 
+def operations(violation: Violation) -> Iterator[Line]:
+    """The drawn operations that showed a violation, and how they were shrunk."""
+    if violation.operations:
+        yield field("ops", ", ".join(map(safe, violation.operations)), "bold")
+    if violation.shrunk:
+        yield field("shrunk", safe(violation.shrunk.removeprefix("shrunk ")))
+
+
 def full(violation: Violation, report_dir: Path) -> Iterator[Line]:
     """The whole story of one violation: promised, where it died, wanted, found, how to see it again."""
     guarantee = safe(violation.guarantee)
@@ -71,6 +79,7 @@ def full(violation: Violation, report_dir: Path) -> Iterator[Line]:
     )
     if meaning:
         yield field("promise", meaning)
+    yield from operations(violation)
     yield field("died", safe(violation.point), "bold")
     if violation.where:
         yield field("in", safe(violation.where))
@@ -93,6 +102,7 @@ def compact(violation: Violation, report_dir: Path) -> Iterator[Line]:
         (f"  {safe(violation.guarantee)}", "green"),
         (f" is violated under {safe(violation.model)}, as expected: died {safe(violation.point)}{place}", ""),
     )
+    yield from operations(violation)
     yield field("wanted", safe(violation.wanted))
     again = f"  (the earliest of {violation.count})" if violation.count > 1 else ""
     yield field("found", safe(violation.observed) + again)
