@@ -43,18 +43,23 @@ class Source:
     """Where the operation sequences of one scenario come from.
 
     seed, count: what is drawn, and how often at most, where `ops` gives a strategy. database: the directory that
-    remembers sequences that failed, or None. Raises `UsageError` when `ops` fails, or gives neither a list nor a
-    strategy.
+    remembers sequences that failed, or None; again: whether these are tried again. Raises `UsageError` when `ops`
+    fails, or gives neither a list nor a strategy.
     """
 
-    def __init__(self, scenario: Scenario, seed: int, count: int, database: Path | None = None) -> None:
+    def __init__(
+        self, scenario: Scenario, seed: int, count: int, database: Path | None = None, again: bool = True
+    ) -> None:
         self._name = scenario.name
         self._seed = seed
         self._count = count
         self._database = database
+        self._again = again
         self._guarantees = sorted(scenario.claimed())
         self._fixed: list[Any] | None = None
         self._strategy: Any = None
+        #: the sequences among `sequences` that failed in an earlier run
+        self.old: list[Sequence] = []
         if scenario.make_ops is None:
             return
         try:
@@ -93,9 +98,10 @@ class Source:
             distinct.setdefault("\n".join(sequence), sequence)
             return False
 
-        if self._database is not None:
+        if self._database is not None and self._again:
             for guarantee in self._guarantees:
                 self._find(collect, ["reuse"], guarantee, REMEMBERED)
+            self.old = [one for one in distinct.values() if one is not None]
         self._find(collect, ["generate"], "", self._count)
         return list(distinct.values())
 

@@ -68,8 +68,11 @@ def operations(violation: Violation) -> Iterator[Line]:
         yield field("shrunk", safe(violation.shrunk.removeprefix("shrunk ")))
 
 
-def full(violation: Violation, report_dir: Path) -> Iterator[Line]:
-    """The whole story of one violation: promised, where it died, wanted, found, how to see it again."""
+def full(violation: Violation, report_dir: Path | None) -> Iterator[Line]:
+    """The whole story of one violation: promised, where it died, wanted, found, how to see it again.
+
+    report_dir: where it is stored; None: it is not.
+    """
     guarantee = safe(violation.guarantee)
     meaning = words.MEANING.get(violation.guarantee, "")
     note = ", as expected" if violation.expected else ""
@@ -92,7 +95,8 @@ def full(violation: Violation, report_dir: Path) -> Iterator[Line]:
         yield field("seen", f"{violation.count} times; this is the earliest")
     if violation.hint:
         yield field("hint", safe(violation.hint), "cyan")
-    yield replay_line(violation.id, report_dir)
+    if report_dir is not None:
+        yield replay_line(violation.id, report_dir)
 
 
 def compact(violation: Violation, report_dir: Path) -> Iterator[Line]:
@@ -179,7 +183,7 @@ def scenario_story(result: ScenarioResult, report_dir: Path, width: int = 0) -> 
         yield field("note", safe(note))
 
 
-def replayed(result: RunResult, report_dir: Path) -> Iterator[Line]:
+def replayed(result: RunResult, report_dir: Path | None) -> Iterator[Line]:
     """What a replay showed: the stored violation again, in full, or that it did not come."""
     for scenario in result.scenarios:
         yield from _advice(scenario)

@@ -436,7 +436,7 @@ def run(scenarios: list[Scenario], files: dict[str, Path], settings: Settings, e
 def _job(scenario: Scenario, file: Path, settings: Settings) -> Job:
     """A scenario with its sequences drawn; one whose `ops` cannot be used gets the reason instead."""
     try:
-        source = Source(scenario, settings.seed, settings.examples, settings.report_dir / "examples")
+        source = Source(scenario, settings.seed, settings.examples, settings.report_dir / "examples", settings.remember)
         return Job(scenario, file, source.sequences(), source, settings.depth)
     except UsageError as error:
         return Job(scenario, file, [], usage=str(error))

@@ -125,7 +125,7 @@ class _Search:
             best = min(self._failed, key=lambda ops: (len(ops), sum(map(len, ops)), ops), default=None)
         if best is None:
             return None
-        old = not any(_key(self._failed[0]) == _key(one.ops) for one in self._job.examples)
+        old = self._failed[0] in self._job.source.old
         return Shrunk(best, len(self._failed[0]), self._runs - began, old, stopped)
 
     def _run(self, ops: list[str], guarantee: str, depth: int, likely: frozenset[tuple[str, str]]) -> bool:

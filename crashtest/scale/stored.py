@@ -294,7 +294,7 @@ def differences(record: Record, file: Path, examples: Iterable[Example]) -> list
         notes.append(f"the scenario file {quoted(now.file or file)} is not the one that was stored{then}")
     elif record.commit and now.commit and record.commit != now.commit:
         notes.append(f"the violation was stored at commit {quoted(record.commit[:12])}, this is {now.commit[:12]}")
-    for example in examples:
+    for example in examples if record.events else ():
         notes += _first_difference(record, example.events)
     return notes
 
