@@ -162,10 +162,11 @@ def gather(paths: Sequence[str], expression: str | None) -> tuple[list[Scenario]
         )
     chosen = [one for one in scenarios if matches is None or matches(one.name)]
     if not chosen:
-        several = len(scenarios) > 1
-        many = f"none of the {len(scenarios)} scenarios in {places}" if several else f"no part of {scenarios[0].name}"
-        do = "`crashtest list` shows their names" if several else "which is the only scenario there"
-        raise NothingSelected(f"-k {quoted(expression)!r} matches {many}; {do}")
+        if len(scenarios) == 1:
+            words = f"does not match {scenarios[0].name}, the only scenario in {places}"
+        else:
+            words = f"matches none of the {len(scenarios)} scenarios in {places}; `crashtest list` shows their names"
+        raise NothingSelected(f"-k {quoted(expression)!r} {words}")
     used = {one.file for one in chosen}
     return chosen, len(scenarios), {label: file for label, file in files.items() if label in used}
 

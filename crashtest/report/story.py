@@ -165,6 +165,9 @@ def _advice(result: ScenarioResult) -> Iterator[Line]:
             "if the program was repaired, take the guarantee out of expect=; else crashtest is blind to it",
             "cyan",
         )
+    elif result.usage_error:
+        yield field("why", f"it cannot be judged as it is written: {safe(result.reason)}")
+        yield field("do", f"mend the scenario and run it alone: {_alone(result)}", "cyan")
     elif word in ("INCONCLUSIVE", "not reached"):
         reason = "no crash point was reached" if word == "not reached" else "no reason was recorded"
         yield field("why", safe(result.reason) if result.reason else reason)

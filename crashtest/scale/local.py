@@ -340,8 +340,13 @@ class Runner:
             unrun = max(unrun, 1)
         made = result(job.scenario, job.examples, time.monotonic() - job.started, unrun, job.error, depth)
         if job.usage:
-            made.usage_error, made.reason, made.as_expected = True, job.usage, False
+            made.usage_error, made.as_expected = True, False
+            made.reason = job.usage.removeprefix(f"{job.scenario.name}: ")
             made.verdict = "violated" if made.violations else "inconclusive"
+            for verdicts in (model.guarantees for model in made.models.values()):
+                verdicts.update(
+                    {name: "inconclusive" for name, verdict in verdicts.items() if verdict == "not reached"}
+                )
         if unrun and not self.stopped and made.verdict == "held":
             made.verdict, made.as_expected = "inconclusive", False
         if self.stopped and unrun and made.verdict in ("held", "inconclusive") and not made.reason:

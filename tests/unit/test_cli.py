@@ -431,7 +431,7 @@ def test_an_unforeseen_error_outside_the_engine_is_exit_3(bench: Bench, monkeypa
     def fail(*_: Any) -> Any:
         raise RuntimeError("no")
 
-    monkeypatch.setattr(cli, "collect", fail)
+    monkeypatch.setattr(cli, "gather", fail)
     code, _, err = bench("list", "good.py")
     assert code == 3
     assert "the traceback is in .crashtest/traceback.txt" in err
@@ -506,6 +506,10 @@ def test_the_options_reach_the_engine(bench: Bench) -> None:
         "--allow-partial",
         "--observation",
         "steps",
+        "--examples",
+        "20",
+        "--shrink",
+        "0",
         "--report-dir",
         "out",
     )
@@ -519,6 +523,9 @@ def test_the_options_reach_the_engine(bench: Bench) -> None:
         max_time=3723.0,
         allow_partial=True,
         observation="steps",
+        examples=20,
+        shrink=0.0,
+        remember=False,
         report_dir=Path("out"),
     )
     assert "seed 7" in out
