@@ -75,7 +75,6 @@ class Job:
     examples: list[Example] = field(default_factory=list)
     open_tasks: int = 0
     planned: int = 0
-    tried: int = 0
     started: float = 0.0
     error: str = ""
     #: why the scenario cannot be judged as it is written
@@ -102,12 +101,22 @@ class Job:
         self.examples.sort(key=lambda one: self.sequences.index(one.ops))
         self._arrived[id(example)] = InOrder(example)
 
+    def replace_example(self, example: Example, anew: Example) -> None:
+        """An example has to be judged anew, from its first cell on."""
+        del self._arrived[id(example)]
+        self.examples.remove(example)
+        self.take_example(anew)
+
+    @property
+    def tried(self) -> int:
+        """How many cells have come in."""
+        return sum(arrived.count for arrived in self._arrived.values())
+
     def take_cell(self, example: Example, cell: Cell, facts: dict[str, Any] | None) -> None:
         """What a cell showed; None: it has to be tried again, later or in another way."""
-        if self.goal and facts is not None:
-            example.add(cell, facts)  # nothing of it is told but whether the goal was reached
-            return
         self._arrived[id(example)].take(cell, facts)
+        if self.goal:
+            self.take_rest()  # nothing of it is told but whether the goal was reached
 
     def take_rest(self) -> None:
         """Nothing more will come: whatever waits for its turn is judged."""
@@ -140,10 +149,12 @@ class InOrder:
         self._example = example
         self._place = {cell: number for number, cell in enumerate(example.plan.cells)}
         self._next = 0
+        self.count = 0
         self._waiting: dict[int, dict[str, Any] | None] = {}
         self._later: list[tuple[Cell, dict[str, Any]]] = []
 
     def take(self, cell: Cell, facts: dict[str, Any] | None) -> None:
+        self.count += facts is not None
         place = self._place.get(cell, -1)
         if place < self._next:  # it was passed over before, or it is not in the plan
             if facts is not None:

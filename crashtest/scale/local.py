@@ -23,6 +23,7 @@ import psutil
 from crashtest import wire
 from crashtest.cells.matrix import Example, result
 from crashtest.cells.plan import Cell, cell_id, example_id
+from crashtest.cells.recoveries import Unbatchable
 from crashtest.config import Settings
 from crashtest.errors import HarnessError, UsageError, quoted
 from crashtest.explore.generate import Enough, Source
@@ -256,6 +257,12 @@ class Runner:
         if job.dropped:
             return
         job.open_tasks -= 1
+        if task.example is not None and task.example.void:
+            return
+        if isinstance(task.error, Unbatchable):
+            assert task.example is not None
+            self._without_batches(job, task.example, str(task.error))
+            return
         if task.error is not None:
             if isinstance(task.error, UsageError):
                 job.usage = job.usage or str(task.error)
@@ -266,16 +273,7 @@ class Runner:
         if task.do == "prepare":
             example = Example(job.scenario, task.ops, task.answers[0], self.seccomp)
             job.take_example(example)
-            cells = example.plan.cells if self._only is None else self._only
-            first = self.settings.first
-            if job.likely:
-                cells = sorted(cells, key=lambda cell: before(example, cell) not in job.likely)
-            elif first:
-                name, ops = job.scenario.name, example_id(task.ops)
-                cells = sorted(cells, key=lambda cell: family(cell_id(name, ops, cell, "kill")) not in first)
-            job.planned += len(cells)
-            for at in reversed(range(0, len(cells), CHUNK)):
-                self._give(Task(job, "kill", example, cells=cells[at : at + CHUNK]), first=True)
+            self._try_all(job, example)
         elif task.do == "kill":
             assert task.example is not None
             for cell, facts in zip(task.cells, task.answers, strict=True):
@@ -288,7 +286,6 @@ class Runner:
                     self._give(Task(job, "kill", task.example, cells=[cell._replace(variant="rebuilt")]))
                     continue
                 job.timeouts += facts["timed_out"]
-                job.tried += 1
                 job.take_cell(task.example, cell, facts)
             self._progress(job)
             if task.alone:
@@ -304,6 +301,29 @@ class Runner:
             job.take_rest()
             if not job.goal:
                 self._confirm(job)
+
+    def _try_all(self, job: Job, example: Example) -> None:
+        """Give out all cells of an example, the most telling first: they are judged in the order of the plan."""
+        cells = example.plan.cells if self._only is None else self._only
+        first = self.settings.first
+        if job.likely:
+            cells = sorted(cells, key=lambda cell: before(example, cell) not in job.likely)
+        elif first:
+            name, ops = job.scenario.name, example_id(example.ops)
+            cells = sorted(cells, key=lambda cell: family(cell_id(name, ops, cell, "kill")) not in first)
+        job.planned += len(cells)
+        for at in reversed(range(0, len(cells), CHUNK)):
+            self._give(Task(job, "kill", example, cells=cells[at : at + CHUNK]), first=True)
+
+    def _without_batches(self, job: Job, example: Example, words: str) -> None:
+        """Recovery remembers something from one state to the next: judge the example anew, each in its own process."""
+        example.void = True
+        job.planned -= len(example.plan.cells if self._only is None else self._only)
+        job.slow = [(one, cell) for one, cell in job.slow if one is not example]
+        anew = Example(job.scenario, example.ops, example.prepared, self.seccomp)
+        anew.remembers = words
+        job.replace_example(example, anew)
+        self._try_all(job, anew)
 
     def _again_alone(self, job: Job) -> None:
         """A time-out counts when it comes again with nothing else running; three that did are enough."""

@@ -18,6 +18,7 @@ from typing import Any
 
 from crashtest import wire
 from crashtest.cells.matrix import Example
+from crashtest.cells.recoveries import Unbatchable
 from crashtest.errors import HarnessError, UsageError
 from crashtest.scale.rundir import TOKEN, RunDirectory
 from crashtest.scenario import Scenario
@@ -45,13 +46,15 @@ class Slot:
         self._starts = 0
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """One request and its answer. Raises what the zygote reports: `UsageError`, `HarnessError`."""
+        """One request and its answer. Raises what the zygote reports: `UsageError`, `HarnessError`, `Unbatchable`."""
         if self._sock is None:
             raise wire.Closed("no zygote")
         wire.send(self._sock, request)
         answer = wire.receive(self._sock)
         if "usage" in answer:
             raise UsageError(answer["usage"])
+        if "unbatchable" in answer:
+            raise Unbatchable(answer["unbatchable"])
         if "harness" in answer:
             raise HarnessError(answer["harness"])
         return answer
@@ -89,7 +92,7 @@ class Slot:
         if self._serving is not example:
             request = self.request("expect", example.scenario, example.ops, timeout)
             expected = {"first": example.prepared["first"], "states": example.states, "depth": depth}
-            self.ask({**request, **expected})
+            self.ask({**request, **expected, "batches": not example.remembers})
             self._serving = example
 
     def request(self, do: str, scenario: Scenario, ops: list[str] | None, timeout: float) -> dict[str, Any]:
