@@ -51,13 +51,16 @@ class Expected:
             learnt.clear()
 
 
-def prepare(bench: Bench, ops: list[str] | None) -> dict[str, Any]:
-    """All the runs without a crash, as a message. `ops`: canonical texts, or None without an `ops` part."""
+def prepare(bench: Bench, ops: list[str] | None, once: bool = False) -> dict[str, Any]:
+    """All the runs without a crash, as a message. `ops`: canonical texts, or None without an `ops` part.
+
+    once: do not do them twice; only for a guess whose result is judged in full later.
+    """
     first = bench.first_state()
     expected = Expected()
     problem: Problem | None = None
     try:
-        _learn(bench, first, ops, expected)
+        _learn(bench, first, ops, expected, once)
     except Problem as found:
         problem = found
     recorded = expected.recorded
@@ -80,7 +83,7 @@ def prepare(bench: Bench, ops: list[str] | None) -> dict[str, Any]:
     }
 
 
-def _learn(bench: Bench, first: Tree, ops: list[str] | None, expected: Expected) -> None:
+def _learn(bench: Bench, first: Tree, ops: list[str] | None, expected: Expected, once: bool) -> None:
     if ops is None:
         _learn_at_acks(bench, first, expected)
         return
@@ -97,7 +100,7 @@ def _learn(bench: Bench, first: Tree, ops: list[str] | None, expected: Expected)
         state, after = _observed(bench, ran.disk, expected, number)
         expected.states.append(state)
         expected.names.append(sorted({*names, *after.names()}))
-    for number in range(len(ops) + 1):
+    for number in range(len(ops) + 1 if not once else 0):
         ran, _ = bench.run(first, ops[:number])
         _normal(bench, ran, number)
         state, _ = _observed(bench, ran.disk, None, number)
