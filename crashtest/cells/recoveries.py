@@ -378,18 +378,21 @@ class Cells:
             self._live[key] = done
         return self._live[key]
 
-    def rebuild(self, events: list[Event], acks: list[bytes], depth: int) -> dict[str, Any]:
-        """A crash state without a kill: the recorded events applied to the first state, then recovery, to `depth`."""
+    def rebuild(self, events: list[Event], acks: list[bytes], depth: int, batched: bool = False) -> dict[str, Any]:
+        """A crash state without a kill: the recorded events applied to the first state, then recovery, to `depth`.
+
+        batched: recovery need not have processes of its own, and what is known of the tree may stand in for it.
+        """
         self.bench.timed_out = False
         tree = self.first.copy()
         for event in events:
             if isinstance(event, Op):
                 tree.apply(event)
         self.bench.restore(tree)
-        if depth == 1:  # a comparison: nothing that is remembered may stand in for it
+        if depth == 1 and not batched:  # a comparison: nothing that is remembered may stand in for it
             self.known.pop(tree.digest(), None)
         depth, self.depth = self.depth, min(depth, self.depth)
-        found = self.settle(tree, acks, alone=True)
+        found = self.settle(tree, acks, alone=not batched)
         self.depth = depth
         return {**found, "timed_out": self.bench.timed_out}
 

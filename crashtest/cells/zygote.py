@@ -109,7 +109,7 @@ class Zygote:
         assert self.cells is not None
         events = [from_plain(event) for event in request["events"]]
         acks = [line.encode() for line in request["acks"]]
-        return self.cells.rebuild(events, acks, request["depth"])
+        return self.cells.rebuild(events, acks, request["depth"], bool(request.get("batched")))
 
     def end(self, orderly: bool = False) -> None:
         """Leave nothing behind; orderly: the main process asked for the end, and does the rest."""

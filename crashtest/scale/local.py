@@ -214,8 +214,8 @@ class Runner:
         slot.serve(task.example, timeout, job.depth)
         if task.do == "kill":
             for cell in task.cells:
-                if cell.variant == "rebuilt":
-                    task.answers.append(self._rebuild(slot, task.example, cell, job.depth))
+                if cell.variant == "rebuilt" or job.rebuilt:
+                    task.answers.append(self._rebuild(slot, task.example, cell, job.depth, job.rebuilt))
                     continue
                 request = {"do": "kill", "crashes": [list(cell[:4])], "alone": task.alone}
                 task.answers += slot.ask(request)["cells"]
@@ -229,11 +229,12 @@ class Runner:
                 continue
             task.answers.append(self._rebuild(slot, task.example, cell, job.depth))
 
-    def _rebuild(self, slot: Slot, example: Example, cell: Cell, depth: int) -> dict[str, Any]:
+    def _rebuild(self, slot: Slot, example: Example, cell: Cell, depth: int, batched: bool = False) -> dict[str, Any]:
         """A crash state from the record, told like a killed one."""
         events, acks = example.history(cell)
         request = {"do": "rebuild", "events": [to_plain(e) for e in events], "acks": acks, "torn": cell.torn}
-        request["depth"] = depth if cell.variant == "rebuilt" else 1
+        request["depth"] = depth if cell.variant == "rebuilt" or batched else 1
+        request["batched"] = batched
         next_event = example.events[cell.cut] if cell.cut < len(example.events) else None
         told = {
             "end": "killed", "problem": "", "events": cell.cut, "step": "", "proof": [], "proved": False,
@@ -306,6 +307,8 @@ class Runner:
         """Give out all cells of an example, the most telling first: they are judged in the order of the plan."""
         cells = example.plan.cells if self._only is None else self._only
         first = self.settings.first
+        if job.rebuilt:
+            cells = [cell for cell in cells if cell.variant in ("group", "rebuilt")]
         if job.likely:
             cells = sorted(cells, key=lambda cell: before(example, cell) not in job.likely)
         elif first:
