@@ -117,9 +117,10 @@ class Source:
         return self._find(fails, ["generate", "shrink"], guarantee, self._count, keep=True)
 
     def forget(self, guarantee: str) -> None:
-        """What was remembered for `guarantee` has been tried again and does not fail any more."""
-        if self._database is not None:
-            self._find(lambda sequence: False, ["reuse"], guarantee, REMEMBERED, keep=True)
+        """What was remembered for `guarantee` has been tried again and does not fail any more: the smallest of it, and
+        then what it was shrunk from need not be tried either."""
+        if self.old:
+            self._find(lambda sequence: False, ["reuse"], guarantee, 10**6, keep=True)
 
     def _find(self, fails: Fails, phases: list[str], guarantee: str, count: int, keep: bool = False) -> Sequence | None:
         """One search of Hypothesis, for the first or (with the phase shrink) the smallest that fails.

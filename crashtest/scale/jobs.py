@@ -72,6 +72,8 @@ class Job:
     goal: str = ""
     #: places (`before`) where its goal is likely to be reached: they are tried first
     likely: frozenset[tuple[str, str]] = frozenset()
+    #: a candidate's crash states are made from its record, without a kill
+    rebuilt: bool = False
     examples: list[Example] = field(default_factory=list)
     open_tasks: int = 0
     planned: int = 0
@@ -135,11 +137,11 @@ def broken(example: Example) -> set[str]:
 
 
 def before(example: Example, cell: Cell) -> tuple[str, str]:
-    """The call (without what it is done to) and the code line at a cell's place in the recorded run."""
+    """The call and the directory at a cell's place in the recorded run; the rest differs between sequences."""
     if cell.cut >= len(example.events):
         return "", ""
-    event = example.events[cell.cut]
-    return event.describe().partition("(")[0], event.where
+    words = example.events[cell.cut].describe()
+    return words.partition("(")[0], words.partition("(")[2].rpartition("/")[0]
 
 
 class InOrder:

@@ -224,7 +224,11 @@ class Runner:
         assert task.example is not None
         slot.serve(task.example, timeout, job.depth)
         if task.do == "kill":
-            for from_record, cells in itertools.groupby(task.cells, lambda c: c.variant in ("rebuilt", "computed")):
+
+            def recorded(cell: Cell) -> bool:
+                return job.rebuilt or cell.variant in ("rebuilt", "computed")
+
+            for from_record, cells in itertools.groupby(task.cells, recorded):
                 if from_record:
                     task.answers += self._rebuild(slot, task.example, list(cells), alone=task.alone)
                     continue
@@ -323,6 +327,8 @@ class Runner:
         """Give out all cells of an example, the most telling first: they are judged in the order of the plan."""
         cells = example.plan.cells if self._only is None else self._only
         first = self.settings.first
+        if job.rebuilt:
+            cells = [cell for cell in cells if cell.variant in ("group", "rebuilt")]
         if job.likely:
             cells = sorted(cells, key=lambda cell: before(example, cell) not in job.likely)
         elif first:

@@ -1,9 +1,10 @@
 """From a failing sequence of operations to the smallest that fails in the same way.
 
 Guarantees: the search is Hypothesis's own (`explore.generate.Source`); a sequence that was judged is not run again for
-it; it ends after `RUNS` runs, or when its time is over, and then says so; what it finds goes through the whole matrix
-like any example, and only that is reported. "The same way" is the same guarantee under the same model, by a crash
-nested no deeper than the shallowest that broke it. Main process only.
+it; it ends after `RUNS` runs, or when its time is over, and then says so. A candidate is looked through quickly: where
+they can show the violation, its crash states are made from its record without a kill. What is found goes through the
+whole matrix like any example, and only that is reported. "The same way" is the same guarantee under the same model,
+by a crash nested no deeper than the shallowest that broke it. Main process only.
 """
 
 from __future__ import annotations
@@ -94,26 +95,25 @@ class _Search:
         self._seconds = seconds
         self._emit = emit
         self._runs = 0
-        #: what a sequence breaks, and those whose matrix was walked to its end
+        #: what a sequence breaks, as far as it is known, and what it was looked through for already
         self._breaks = {_key(one.ops): broken(one) for one in job.examples}
-        self._whole = set(self._breaks)
+        self._asked = {(guarantee, key) for key in self._breaks for guarantee in GUARANTEES}
+        #: of one search
         self._failed: list[list[str]] = []
+        self._depth = 1
+        self._likely: frozenset[tuple[str, str]] = frozenset()
+        self._rebuilt = False
 
     def smallest(self, guarantee: str) -> Shrunk | None:
         assert self._job.source is not None
-        shown = [
-            (one, cell) for one in self._job.examples for fault, cell, _ in one.faults if fault.guarantee == guarantee
-        ]
-        depth = 1 + min((len(cell.inner) for _, cell in shown), default=0)  # 1: the workload alone is killed
-        likely = frozenset(before(one, cell) for one, cell in shown)
-        self._failed = []
+        self._look_for(guarantee)
         began, stopped = self._runs, ""
 
         def known(ops: list[str]) -> bool:
             return guarantee in self._breaks.get(_key(ops), ())
 
         def fails(ops: list[str]) -> bool:
-            found = known(ops) or (_key(ops) not in self._whole and self._run(ops, guarantee, depth, likely))
+            found = known(ops) or ((guarantee, _key(ops)) not in self._asked and self._run(ops, guarantee))
             if found:
                 self._failed.append(ops)
             return found
@@ -128,7 +128,24 @@ class _Search:
         old = self._failed[0] in self._job.source.old
         return Shrunk(best, len(self._failed[0]), self._runs - began, old, stopped)
 
-    def _run(self, ops: list[str], guarantee: str, depth: int, likely: frozenset[tuple[str, str]]) -> bool:
+    def _look_for(self, guarantee: str) -> None:
+        """What the cells that broke a guarantee have in common: candidates are looked through in that light."""
+        shown = [
+            (example, cell, facts)
+            for example in self._job.examples
+            for fault, cell, facts in example.faults
+            if fault.guarantee == guarantee
+        ]
+        self._failed = []
+        self._depth = 1 + min((len(cell.inner) for _, cell, _ in shown), default=0)  # 1: the workload alone is killed
+        self._likely = frozenset(before(example, cell) for example, cell, _ in shown)
+        self._rebuilt = any(
+            example.seccomp and example.can_be_rebuilt(cell, facts)
+            for example, cell, facts in shown
+            if len(cell.inner) < self._depth
+        )
+
+    def _run(self, ops: list[str], guarantee: str) -> bool:
         """The matrix of one candidate, up to the first cell that breaks the guarantee."""
         if self._runs >= RUNS:
             raise Enough(f"{RUNS} runs are the limit")
@@ -136,7 +153,10 @@ class _Search:
             raise Enough(f"its time of {self._seconds:g} seconds is over (--shrink)")
         self._runs += 1
         self._emit(Shrinking(name=self._job.scenario.name, runs=self._runs, operations=len(ops)))
-        candidate = Job(self._job.scenario, self._job.file, [ops], depth=depth, goal=guarantee, likely=likely)
+        candidate = Job(
+            self._job.scenario, self._job.file, [ops], depth=self._depth, goal=guarantee, likely=self._likely,
+            rebuilt=self._rebuilt,
+        )  # fmt: skip
         try:
             self._judge(candidate, self._until)
         except Enough as reason:
@@ -145,8 +165,7 @@ class _Search:
         for example in candidate.examples if not candidate.usage and not candidate.error else []:
             found |= broken(example) if not example.harness_error else set()
         self._breaks.setdefault(_key(ops), set()).update(found)
-        if guarantee not in found:
-            self._whole.add(_key(ops))
+        self._asked.add((guarantee, _key(ops)))
         return guarantee in found
 
 
