@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from crashtest.persist.states import Limits, Walk
+from crashtest.persist.models import POSIX
+from crashtest.persist.states import Limits, Walk, state_of
 from crashtest.persist.tree import ROOT, Node, Tree
 from crashtest.trace import Ack, Event, Op
 
@@ -133,6 +134,18 @@ class Disk:
 
     def walk(self, model, limits: Limits = EVERYTHING, seed: int = 0) -> Walk:
         return Walk(self.first, self.events, model, limits=limits, seed=seed)
+
+    def tree_at(self, cut: int) -> Tree:
+        """Everything that had happened."""
+        tree = self.first.copy()
+        for event in self.events[:cut]:
+            if isinstance(event, Op):
+                tree.apply(event)
+        return tree
+
+    def state(self, lost, model=POSIX) -> Tree:
+        """The state at the end without these units."""
+        return state_of(self.first, self.events, len(self.events), lost, model)
 
     def at_end(self, model) -> list[Tree]:
         """Every state that a crash at the end may leave."""

@@ -113,7 +113,7 @@ class Walk:
         self.limits = limits
         self.seed = seed
         self.coverage = Coverage()
-        self._seen: set[tuple[str, int]] = set()
+        self._seen: set[bytes] = set()
         #: by cut: losses tried, as masks over a small window
         self._tried: dict[int, set[int]] = {}
         #: by cut: how many losses were tried
@@ -193,7 +193,7 @@ class Walk:
             free -= 1
             self.coverage.walked += 1
             tree = history.only(chosen) if few else history.without(chosen)
-            mark = tree.digest(), history.acks
+            mark = bytes.fromhex(tree.digest()) + b"%d" % history.acks
             if mark not in self._seen:
                 self._seen.add(mark)
                 self.coverage.states += 1

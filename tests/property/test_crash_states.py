@@ -5,14 +5,15 @@ from __future__ import annotations
 import itertools
 import math
 
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from crashtest.persist.history import History
 from crashtest.persist.models import POSIX
-from crashtest.persist.states import Limits, Walk, state_of
+from crashtest.persist.states import Limits, state_of
 from crashtest.persist.tree import ROOT, Node, Tree
 from crashtest.trace import SYNCS, Ack, Op
-from tests.traces import EVERYTHING, Disk
+from tests.traces import Disk
 
 #: small sectors, so that a few bytes are several of them
 TEAR = 4
@@ -20,7 +21,7 @@ MODEL = POSIX._replace(tear=TEAR)
 PATHS = ["a", "b", "x/a", "x/b", "y/a"]
 
 
-# -- traces ------------------------------------------------------------------------------------------------------------
+# -- traces -----------------------------------------------------------------------------------------------------------
 
 
 def act(disk: Disk, kind: str, path: str, other: str, number: int) -> None:
@@ -33,6 +34,9 @@ def act(disk: Disk, kind: str, path: str, other: str, number: int) -> None:
         above = path.rpartition("/")[0]
         return there(above) and not there(path)
 
+    if kind in ("write", "append", "truncate", "rename", "link", "unlink", "fsync", "fdatasync") and not there(path):
+        names = [name for name, file in disk.tree.walk() if disk.tree.nodes[file].type == "f"]
+        path = names[number % len(names)] if names else path
     if kind == "ack":
         disk.ack()
     elif kind == "fsync directory":
@@ -82,6 +86,7 @@ def disk_of(before, steps) -> Disk:
     disk = Disk()
     disk.mkdir("x")
     disk.create("a", b"abcdef")
+    disk.create("x/b", b"ghi")
     for step in before:
         if step[0] != "ack":
             act(disk, *step)
@@ -91,7 +96,7 @@ def disk_of(before, steps) -> Disk:
     return disk
 
 
-# -- the oracle: every value of every variable, from what was synced to now ----------------------------------------------
+# -- the oracle: every value of every variable, from what was synced to now -------------------------------------------
 
 
 class Oracle:
@@ -273,3 +278,129 @@ def test_an_exhaustive_walk_finds_exactly_the_allowed_states(before, steps) -> N
     assert walk.coverage.exhaustive
     assert len(found) == len(set(found)) == walk.coverage.states
     assert set(found) == wanted
+
+
+# -- what holds of every state ----------------------------------------------------------------------------------------
+
+WIDE = [
+    *CALLS,
+    "rename directory",
+    "rmdir",
+    "exchange",
+    "chmod",
+    "setxattr",
+    "symlink",
+    "allocate",
+    "tmpfile",
+    "depart",
+]
+WIDE_STEPS = st.lists(
+    st.tuples(st.sampled_from(WIDE), st.sampled_from(PATHS), st.sampled_from(PATHS), st.integers(0, 6)), max_size=12
+)
+FEW = Limits(per_cut=40, total=600)
+
+
+def act_widely(disk: Disk, kind: str, path: str, other: str, number: int) -> None:
+    if kind not in OTHERS:
+        act(disk, kind, path, other, number)
+        return
+    names = [name for name, _ in disk.tree.walk()]
+    directories = [name for name, file in disk.tree.walk() if disk.tree.nodes[file].type == "d"]
+    above = other.rpartition("/")[0]
+    free = disk.tree.lookup(above) is not None and disk.tree.lookup(other) is None
+    if kind == "rename directory" and directories:
+        old = directories[number % len(directories)]
+        if free and not f"{other}/".startswith(f"{old}/"):
+            disk.rename(old, other)
+    elif kind == "rmdir":
+        for name in directories[number % 3 :]:
+            if not disk.tree.nodes[disk.file(name)].entries:
+                disk.rmdir(name)
+                return
+    elif kind == "exchange" and len(names) > 1:
+        one, two = names[number % len(names)], names[(number + 1) % len(names)]
+        if not f"{two}/".startswith(f"{one}/") and not f"{one}/".startswith(f"{two}/"):
+            disk.exchange(one, two)
+    elif kind == "symlink" and free:
+        disk.symlink("target", other)
+    elif kind == "tmpfile":
+        file = disk.tmpfile()
+        disk.write(file, 0, b"tmp")
+        if free:
+            disk.link(file, other)
+    elif kind == "depart" and names:
+        disk.depart(names[number % len(names)])
+    elif names and disk.tree.nodes[disk.file(names[number % len(names)])].type == "f":
+        name = names[number % len(names)]
+        if kind == "chmod":
+            disk.chmod(name, 0o600 + number)
+        elif kind == "setxattr":
+            disk.setxattr(name, "user.a", b"%d" % number)
+        elif kind == "allocate":
+            disk.allocate(name, number * 2)
+
+
+def wide_disk(steps) -> Disk:
+    disk = disk_of([], [])
+    for step in steps:
+        act_widely(disk, *step)
+    return disk
+
+
+@settings(deadline=None)
+@given(WIDE_STEPS)
+def test_everything_kept_is_the_trace_applied_and_everything_lost_what_was_synced(steps) -> None:
+    disk = wide_disk(steps)
+    history = History(disk.first, disk.events, MODEL)
+    for cut in range(len(disk.events) + 1):
+        applied = disk.tree_at(cut)
+        assert history.live.tree.digest() == applied.digest() == history.without([]).digest()
+        assert history.base.tree.digest() == history.only([]).digest() == history.without(list(history.window)).digest()
+        assert history.only(list(history.window)).digest() == applied.digest()
+        if cut < len(disk.events):
+            history.step()
+
+
+@settings(deadline=None)
+@given(WIDE_STEPS)
+def test_every_state_is_a_tree_and_comes_again_from_its_name(steps) -> None:
+    disk = wide_disk(steps)
+    names = names_kept(disk)
+    for state in disk.walk(MODEL, FEW):
+        walked = [file for _, file in state.tree.walk()]
+        directories = [file for file in walked if state.tree.nodes[file].type == "d"]
+        assert len(directories) == len(set(directories)), "a directory has one parent"
+        assert names <= set(walked), "a file that was only moved is there"
+        again = state_of(disk.first, disk.events, state.cut, state.lost, MODEL)
+        assert again.digest() == state.digest == Tree.from_plain(state.tree.to_plain()).digest()
+
+
+def names_kept(disk: Disk) -> set[int]:
+    """Files that the trace moves at most: no name of them was ever removed or renamed over."""
+    tree, gone = disk.first.copy(), set()
+    for event in disk.events:
+        if isinstance(event, Op) and event.changes:
+            before = {file for _, file in tree.walk()}
+            if event.kind == "rename" and (over := tree.nodes[event.dir2].entries.get(event.name2)) is not None:
+                gone.add(over)
+            tree.apply(event)
+            gone |= before - {file for _, file in tree.walk()}
+            if event.kind == "unlink":
+                gone.add(event.file)
+    return {file for _, file in disk.first.walk()} - gone
+
+
+@settings(deadline=None, max_examples=60)
+@given(STEPS, st.integers(0, 3))
+def test_a_limited_walk_stays_within_the_allowed_states_and_its_limits(steps, seed) -> None:
+    disk = disk_of([], steps)
+    everything = {(state.digest, state.acks) for state in disk.walk(MODEL)}
+    limits = Limits(per_cut=6, total=40)
+    walk = disk.walk(MODEL, limits, seed)
+    found = [(state.digest, state.acks, state.cut, state.lost) for state in walk]
+    assert {found[:2] for found in found} <= everything
+    assert walk.coverage.walked <= limits.total
+    assert walk.coverage.losses >= walk.coverage.walked
+    if walk.coverage.exhaustive:
+        assert {found[:2] for found in found} == everything
+    assert [(state.digest, state.acks, state.cut, state.lost) for state in disk.walk(MODEL, limits, seed)] == found
