@@ -523,15 +523,14 @@ class History:
         return iter([other for other in self.groups.get(unit.event, ()) if other.half == "new"])
 
     def way_to(self, unit: Unit) -> Iterator[Unit]:
-        at = unit.op.dir2
-        for _ in range(4096):
-            if at == ROOT or at not in self.live.tree.parents:
-                return
-            above, name = self.live.tree.parents[at]
-            variable = self.variables.get(("name", above, name))
-            if variable is not None:
-                yield variable.units[-1]
-            at = above
+        for target in [unit.op.dir2, unit.op.dir] if unit.op.kind == "exchange" else [unit.op.dir2]:
+            at = target
+            while at != ROOT and at in self.live.tree.parents:
+                above, name = self.live.tree.parents[at]
+                variable = self.variables.get(("name", above, name))
+                if variable is not None:
+                    yield variable.units[-1]
+                at = above
 
     def last_directory_move(self) -> Iterator[Unit]:
         return self._latest("directory", 0)

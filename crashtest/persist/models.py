@@ -94,7 +94,7 @@ class Past(Protocol):
         """The new name, for the removal of the old one by a rename across directories."""
 
     def way_to(self, unit: Unit) -> Iterator[Unit]:
-        """The names by which the directory that a name unit is (first) about is reached."""
+        """The names by which the directory that a rename moves to is reached, of an exchange both."""
 
     def last_directory_move(self) -> Iterator[Unit]:
         """The last rename of a directory."""

@@ -24,15 +24,20 @@ PATHS = ["a", "b", "x/a", "x/b", "y/a"]
 # -- traces -----------------------------------------------------------------------------------------------------------
 
 
+def is_directory(disk: Disk, path: str) -> bool:
+    file = disk.tree.lookup(path)
+    return file is not None and disk.tree.nodes[file].type == "d"
+
+
+def free(disk: Disk, path: str) -> bool:
+    return is_directory(disk, path.rpartition("/")[0]) and disk.tree.lookup(path) is None
+
+
 def act(disk: Disk, kind: str, path: str, other: str, number: int) -> None:
     """One call, where it fits."""
 
     def there(path: str) -> bool:
         return disk.tree.lookup(path) is not None
-
-    def free(path: str) -> bool:
-        above = path.rpartition("/")[0]
-        return there(above) and not there(path)
 
     if kind in ("write", "append", "truncate", "rename", "link", "unlink", "fsync", "fdatasync") and not there(path):
         names = [name for name, file in disk.tree.walk() if disk.tree.nodes[file].type == "f"]
@@ -44,10 +49,10 @@ def act(disk: Disk, kind: str, path: str, other: str, number: int) -> None:
         if there(above):
             disk.fsync(above)
     elif kind == "mkdir":
-        if free(path[0]):
+        if free(disk, path[0]):
             disk.mkdir(path[0])
     elif kind == "create":
-        if free(path):
+        if free(disk, path):
             disk.create(path)
     elif kind == "sync":
         disk.sync("sync")
@@ -60,11 +65,16 @@ def act(disk: Disk, kind: str, path: str, other: str, number: int) -> None:
     elif kind == "truncate":
         disk.truncate(path, number)
     elif kind == "rename":
-        above = other.rpartition("/")[0]
-        if there(above) and path != other and (not there(other) or disk.file(other) != disk.file(path)):
+        if is_directory(disk, other):
+            return
+        if (
+            is_directory(disk, other.rpartition("/")[0])
+            and path != other
+            and (not there(other) or disk.file(other) != disk.file(path))
+        ):
             disk.rename(path, other)
     elif kind == "link":
-        if free(other):
+        if free(disk, other):
             disk.link(path, other)
     elif kind == "unlink":
         disk.unlink(path)
@@ -282,18 +292,8 @@ def test_an_exhaustive_walk_finds_exactly_the_allowed_states(before, steps) -> N
 
 # -- what holds of every state ----------------------------------------------------------------------------------------
 
-WIDE = [
-    *CALLS,
-    "rename directory",
-    "rmdir",
-    "exchange",
-    "chmod",
-    "setxattr",
-    "symlink",
-    "allocate",
-    "tmpfile",
-    "depart",
-]
+OTHERS = ["rename directory", "rmdir", "exchange", "chmod", "setxattr", "symlink", "allocate", "tmpfile", "depart"]
+WIDE = [*CALLS, *OTHERS]
 WIDE_STEPS = st.lists(
     st.tuples(st.sampled_from(WIDE), st.sampled_from(PATHS), st.sampled_from(PATHS), st.integers(0, 6)), max_size=12
 )
@@ -306,11 +306,9 @@ def act_widely(disk: Disk, kind: str, path: str, other: str, number: int) -> Non
         return
     names = [name for name, _ in disk.tree.walk()]
     directories = [name for name, file in disk.tree.walk() if disk.tree.nodes[file].type == "d"]
-    above = other.rpartition("/")[0]
-    free = disk.tree.lookup(above) is not None and disk.tree.lookup(other) is None
     if kind == "rename directory" and directories:
         old = directories[number % len(directories)]
-        if free and not f"{other}/".startswith(f"{old}/"):
+        if free(disk, other) and not f"{other}/".startswith(f"{old}/"):
             disk.rename(old, other)
     elif kind == "rmdir":
         for name in directories[number % 3 :]:
@@ -319,14 +317,18 @@ def act_widely(disk: Disk, kind: str, path: str, other: str, number: int) -> Non
                 return
     elif kind == "exchange" and len(names) > 1:
         one, two = names[number % len(names)], names[(number + 1) % len(names)]
-        if not f"{two}/".startswith(f"{one}/") and not f"{one}/".startswith(f"{two}/"):
+        if (
+            disk.file(one) != disk.file(two)
+            and not f"{two}/".startswith(f"{one}/")
+            and not f"{one}/".startswith(f"{two}/")
+        ):
             disk.exchange(one, two)
-    elif kind == "symlink" and free:
+    elif kind == "symlink" and free(disk, other):
         disk.symlink("target", other)
     elif kind == "tmpfile":
         file = disk.tmpfile()
         disk.write(file, 0, b"tmp")
-        if free:
+        if free(disk, other):
             disk.link(file, other)
     elif kind == "depart" and names:
         disk.depart(names[number % len(names)])
@@ -376,7 +378,7 @@ def test_every_state_is_a_tree_and_comes_again_from_its_name(steps) -> None:
 
 
 def names_kept(disk: Disk) -> set[int]:
-    """Files that the trace moves at most: no name of them was ever removed or renamed over."""
+    """Files that the trace moves at most: they had one name throughout."""
     tree, gone = disk.first.copy(), set()
     for event in disk.events:
         if isinstance(event, Op) and event.changes:
@@ -385,7 +387,7 @@ def names_kept(disk: Disk) -> set[int]:
                 gone.add(over)
             tree.apply(event)
             gone |= before - {file for _, file in tree.walk()}
-            if event.kind == "unlink":
+            if event.kind in ("unlink", "link"):
                 gone.add(event.file)
     return {file for _, file in disk.first.walk()} - gone
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from crashtest.persist.models import KILL, MODELS, POSIX, Model, Unit, barrier, describe, posix_durable
+from crashtest.persist.models import COVERS, KILL, MODELS, POSIX, Model, Unit, barrier, describe, posix_durable
 from crashtest.persist.states import window_at
 from crashtest.persist.tree import Tree
 from crashtest.trace import Op
@@ -394,6 +395,14 @@ def never_neither_in_a_new_directory(model: Model) -> bool:
     return all("x/f" in state or "z/f" in state for state in left(disk, model))
 
 
+def exchanged_with_a_new_directory(model: Model) -> bool:
+    disk = two_directories()
+    disk.mkdir("z")
+    disk.create("z/g")
+    disk.exchange("x/f", "z/g")
+    return all(OLD in state.values() for state in left(disk, model))
+
+
 def removal_synced(model: Model) -> bool:
     """The old directory alone is synced: the new name comes along."""
     disk = two_directories()
@@ -468,6 +477,7 @@ PROMISES: list[Callable[[Model], bool]] = [
     one_name_within,
     never_neither_across,
     never_neither_in_a_new_directory,
+    exchanged_with_a_new_directory,
     removal_synced,
     old_name_taken_again,
     temporary_name_taken_again,
@@ -549,19 +559,28 @@ def test_models_are_known_by_their_names() -> None:
 # -- a model of one's own ----------------------------------------------------------------------------------------------
 
 
-def after_all_metadata(unit: Unit, past: Any) -> Any:
-    if unit.kind != "data":
-        yield from past.last_metadata()
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "models.md"
 
 
-def after_its_size(unit: Unit, past: Any) -> Any:
-    if unit.kind == "data":
-        yield from past.last_size(unit.file)
+def documented() -> Model:
+    """The example of docs/models.md."""
+    source = DOCS.read_text(encoding="utf-8").partition("```python\n")[2].partition("```")[0]
+    made: dict[str, Any] = {}
+    exec(source, made)
+    assert isinstance(made["journal"], Model)
+    return made["journal"]
+
+
+def test_the_page_names_every_model_sync_and_rule() -> None:
+    page = DOCS.read_text(encoding="utf-8")
+    rules = [rule.__name__ for rule in POSIX.needs]
+    for word in [*MODELS, *COVERS, *rules, "keeps_moved"]:
+        assert word in page, word
 
 
 def test_a_journal_is_two_rules() -> None:
     """Metadata as a prefix of its history, and a kept page means a size that reaches its end."""
-    journal = POSIX._replace(name="journal", needs=(after_all_metadata, after_its_size), local=False)
+    journal = documented()
     disk = durable(a=OLD[:512], b=b"")
     disk.append("b", b"1" * 512)
     disk.rename("a", "c")
