@@ -295,8 +295,8 @@ def synced_range(model: Model) -> bool:
     disk.write("f", 0, b"1" * 512)
     disk.write("f", 512, b"2" * 1024)
     disk.sync("fdatasync", "f", 512, 1024)
-    first = {state["f"][:512] for state in left(disk, model)}  # type: ignore[index]
-    rest = {state["f"][512:] for state in left(disk, model)}  # type: ignore[index]
+    first = {state["f"][:512] for state in left(disk, model)}
+    rest = {state["f"][512:] for state in left(disk, model)}
     return first == {bytes(512), b"1" * 512} and rest == {b"2" * 1024}
 
 
@@ -307,7 +307,7 @@ def synced_mapping(model: Model) -> bool:
     disk.write("f", 0, b"1" * 1024)
     disk.sync("msync", "f", 0, 512)
     wanted = [b"", b"1" * 512 + bytes(512), b"1" * 1024]
-    return sorted(state["f"] for state in left(disk, model)) == wanted  # type: ignore[type-var]
+    return sorted(state["f"] for state in left(disk, model)) == wanted
 
 
 def synced_directory(model: Model) -> bool:
