@@ -17,9 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from crashtest import wire
-from crashtest.cells import worker
 from crashtest.cells.supervise import Abandoned
-from crashtest.cells.worker import BecomeChild
 from crashtest.cells.zygote import Zygote
 from crashtest.observe import bpf
 
@@ -44,13 +42,8 @@ def main(fd: int, root: str) -> None:
     server = Server(socket.socket(fileno=fd), root)
     try:
         server.serve()
-    except BecomeChild as child:
-        entry = child.entry
     except (wire.Closed, Abandoned):
         server.end()
-        return
-    server.sock.close()  # before the child opens files under the same number; freeing the rest would copy its pages
-    worker.become(entry)
 
 
 class Lean:

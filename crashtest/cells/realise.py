@@ -85,8 +85,8 @@ class Bench:
         #: whether any run took too long since this was last set to False
         self.timed_out = False
         os.makedirs(root, mode=0o700, exist_ok=True)
-        self.environment = {**ENVIRONMENT, "HOME": f"{root}/home", "TMPDIR": f"{root}/tmp"}
-        os.environ.update(self.environment)  # once here, not in every child: there it would copy the pages
+        # once here, not in every child: there it would copy the pages
+        os.environ.update({**ENVIRONMENT, "HOME": f"{root}/home", "TMPDIR": f"{root}/tmp"})
 
     def clear(self) -> None:
         """Nothing is left of earlier runs, wherever below the bench it lay; the directories are new."""
@@ -116,7 +116,6 @@ class Bench:
         return Supervision(
             body,
             cwd=f"{self.root}/home",
-            environment=self.environment,
             output=f"{self.root}/output",
             deadline=self.timeout,
             control=self.control,

@@ -20,8 +20,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from crashtest.cells import worker
-from crashtest.cells.worker import BecomeChild, Pipes
+from crashtest.cells import ending, worker
+from crashtest.cells.worker import Pipes
 from crashtest.errors import HarnessError
 from crashtest.observe import bpf
 from crashtest.observe.calls import Message, Pending
@@ -111,7 +111,6 @@ class Supervision:
         body: Callable[[Pipes], Any],
         *,
         cwd: str,
-        environment: dict[str, str],
         output: str,
         deadline: float,
         control: int,
@@ -150,7 +149,7 @@ class Supervision:
         self._events: list[Event] = []  # steps and acks, when nothing else is observed
         self._listener: Listener | None = None
         self.recorder: Recorder | None = None
-        self._fork(body, cwd, environment, output, filter_program, make_recorder, steps, builtin_steps, end)
+        self._fork(body, cwd, output, filter_program, make_recorder, steps, builtin_steps, end)
 
     # -- the fork ----------------------------------------------------------------------------------------------
 
@@ -158,7 +157,6 @@ class Supervision:
         self,
         body: Callable[[Pipes], Any],
         cwd: str,
-        environment: dict[str, str],
         output: str,
         filter_program: bytes | None,
         make_recorder: Callable[[dict[int, str]], Recorder] | None,
@@ -179,11 +177,10 @@ class Supervision:
             if fd >= 0
         }
         pipes = Pipes(result, out_fd, ack, step, stack, theirs.fileno())
-        entry = worker.child(pipes, cwd, environment, filter_program, body, parent, builtin_steps, end)
+        handlers = ending.mark()
         self.worker = os.fork()
         if self.worker == 0:
-            theirs.detach()
-            raise BecomeChild(entry)
+            worker.live(pipes, cwd, filter_program, body, parent, handlers, builtin_steps, end)
         for fd in (result, ack, step, stack):
             if fd >= 0:
                 os.close(fd)

@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import traceback
+from _signal import signal as set_signal  # type: ignore[import-not-found]  # signal.signal makes enums of its answers
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,20 +26,9 @@ from crashtest.errors import UsageError, quoted
 from crashtest.observe import bpf, steps
 from crashtest.values import canonical
 
+_DEFAULT = int(signal.SIG_DFL)
 #: the signal at which a worker writes its Python stack to the stack pipe
 STACK_SIGNAL = int(getattr(signal, "SIGRTMAX", signal.SIGUSR2)) - 1 if sys.platform == "linux" else 0
-
-
-class BecomeChild(BaseException):
-    """Raised in a forked child to leave every frame of the zygote; `entry` is what the child does then.
-
-    Not an error: leaving the frames lets the child end as an ordinary Python process, which is what "ends
-    normally" means, and keeps no object of the zygote alive in it.
-    """
-
-    def __init__(self, entry: Callable[[], int]) -> None:
-        super().__init__()
-        self.entry = entry
 
 
 class Pipes:
@@ -66,56 +56,64 @@ def _close_others(keep: set[int]) -> None:
     os.closerange(low, 1 << 16)
 
 
-def child(
+def settle_signals() -> None:
+    """Called once, when the user's file has been loaded: what a child inherits of its signals is Python's own."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+
+
+def live(
     pipes: Pipes,
     cwd: str,
-    environment: dict[str, str],
     filter_program: bytes | None,
     body: Callable[[Pipes], Any],
     parent: int,
+    handlers: int,
     builtin_steps: bool = False,
     end: str = "orderly",
-) -> Callable[[], int]:
-    """What a forked child does, as an entry for `BecomeChild`; its return value is the exit status.
+) -> NoReturn:
+    """The whole life of a forked child, on top of its zygote's frames: leaving them first would copy 200 pages.
 
-    end: "orderly" (as Python programs end), "quick" (at once where that leaves every file the same, `ending.py`),
-    or "at once" (the part only looks).
+    handlers: what `ending.mark` returned before the fork. end: "orderly" (as Python programs end), "quick" (at once
+    where that leaves every file the same, `ending.py`), or "at once" (the part only looks).
     """
-    handlers = ending.mark()
-
-    def entry() -> int:
-        os.setsid()
-        bpf.die_with_parent(signal.SIGKILL)
-        if os.getppid() != parent:
-            return 75
-        signal.set_wakeup_fd(-1)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGPIPE):
-            signal.signal(number, signal.SIG_IGN if number == signal.SIGPIPE else signal.SIG_DFL)
-        null = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(null, 0)
-        os.dup2(pipes.output, 1)
-        os.dup2(pipes.output, 2)
-        _close_others(pipes.keep())
-        for name, value in environment.items():
-            if os.environ.get(name) != value:
-                os.environ[name] = value
-        os.chdir(cwd)
-        gc.enable()
-        if pipes.stack >= 0:
-            faulthandler.register(STACK_SIGNAL, file=pipes.stack, all_threads=False)
-        if pipes.step >= 0:
-            pipes.blocking = filter_program is None
-            _watch_steps(pipes, builtin_steps)
-        if filter_program is not None and not _observe(pipes, filter_program):
-            return 76
-        status = _answer(pipes, body)
-        if end == "quick" and not ending.orderly_after(handlers):
-            ending.exit_c(status)
+    try:
+        status = _prepared(pipes, cwd, filter_program, parent, builtin_steps) or _answer(pipes, body)
         if end == "at once":
             os._exit(status)
-        return status
+        if end == "quick" and not ending.orderly_after(handlers):
+            ending.exit_c(status)
+        ending.exit_python(status)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(70)  # whatever happened, a child never goes on as its zygote
 
-    return entry
+
+def _prepared(pipes: Pipes, cwd: str, filter_program: bytes | None, parent: int, builtin_steps: bool) -> int:
+    """Make this process the user's; 0, or the exit status when that was not possible."""
+    os.setsid()
+    bpf.die_with_parent(signal.SIGKILL)
+    if os.getppid() != parent:
+        return 75
+    set_signal(signal.SIGTERM, _DEFAULT)
+    set_signal(signal.SIGINT, _DEFAULT)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.dup2(pipes.output, 1)
+    os.dup2(pipes.output, 2)
+    _close_others(pipes.keep())
+    os.chdir(cwd)
+    gc.enable()
+    if pipes.stack >= 0:
+        faulthandler.register(STACK_SIGNAL, file=pipes.stack, all_threads=False)
+    if pipes.step >= 0:
+        pipes.blocking = filter_program is None
+        _watch_steps(pipes, builtin_steps)
+    if filter_program is not None and not _observe(pipes, filter_program):
+        return 76
+    return 0
 
 
 def _observe(pipes: Pipes, filter_program: bytes) -> bool:
@@ -215,8 +213,3 @@ def part(function: Callable[..., Any], directory: str, name: str, *more: Any) ->
         return "null"
 
     return body
-
-
-def become(entry: Callable[[], int]) -> NoReturn:
-    """End this process the way a Python program ends, with the status of `entry`."""
-    sys.exit(entry())

@@ -25,7 +25,6 @@ from crashtest.cells.prepare import prepare
 from crashtest.cells.realise import Bench
 from crashtest.cells.recoveries import Cells
 from crashtest.cells.supervise import Abandoned, Crash, reap_all
-from crashtest.cells.worker import BecomeChild
 from crashtest.errors import HarnessError, UsageError
 from crashtest.observe import bpf
 from crashtest.persist.tree import Tree, remove
@@ -68,6 +67,7 @@ class Zygote:
         core = request.get("core")
         if core is not None and hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, {core})
+        worker.settle_signals()
         gc.collect()
         gc.freeze()
         gc.disable()
@@ -141,7 +141,7 @@ def _abandon(number: int, frame: object) -> None:
 
 
 def main(fd: int, root: str) -> None:
-    """The life of a zygote; in a forked child it returns nothing and the child ends as its entry says."""
+    """The life of a zygote."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _abandon)
     bpf.die_with_parent(signal.SIGTERM)  # also while the user's file is loading, when nobody looks at the socket
@@ -150,17 +150,11 @@ def main(fd: int, root: str) -> None:
     try:
         zygote.serve()
         zygote.end(orderly=True)
-        return
-    except BecomeChild as child:
-        entry = child.entry
     except (wire.Closed, Abandoned):
         try:
             zygote.end()
         except Abandoned:  # the signal came after the socket had closed
             zygote.end()
-        return
-    zygote.sock.close()  # before the child opens files under the same number; freeing the rest would copy its pages
-    worker.become(entry)
 
 
 if __name__ == "__main__":
