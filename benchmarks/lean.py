@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from crashtest import wire
+from crashtest.cells.forker import BecomeForker, become
 from crashtest.cells.supervise import Abandoned
 from crashtest.cells.zygote import Zygote
 from crashtest.observe import bpf
@@ -42,8 +43,13 @@ def main(fd: int, root: str) -> None:
     server = Server(socket.socket(fileno=fd), root)
     try:
         server.serve()
+    except BecomeForker as child:
+        serve = child.serve
     except (wire.Closed, Abandoned):
         server.end()
+        return
+    server.sock.close()  # before a worker has files under the same number
+    become(serve)
 
 
 class Lean:

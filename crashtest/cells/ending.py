@@ -27,6 +27,8 @@ _HEAP = 1 << 9  # Py_TPFLAGS_HEAPTYPE: the class was made at run time, by Python
 _DECLARED = frozenset({"__dict__", "__slots__", "__weakref__"})
 
 
+#: types whose answer is known before the fork, because asking touches many pages
+_known: dict[type, bool] = {}
 _exit_c = ctypes.CDLL(None).exit  # looked up here, because a forked child pays for every page it touches
 
 
@@ -35,17 +37,11 @@ def exit_c(status: int) -> None:
     _exit_c(status)
 
 
-def exit_python(status: int) -> None:
-    """End as a Python program does (docs.python.org, `Py_Exit`), whatever frames there are below this one.
-
-    What those frames hold is not freed: it is the zygote's. Threads are waited for, exit handlers run, buffers are
-    flushed and modules are torn down as ever.
-    """
-    ctypes.pythonapi.Py_Exit(status)
-
-
 def mark() -> int:
     """Called before the fork: from here on objects count as new. How many exit handlers there are."""
+    for kind in {type(thing) for thing in gc.get_objects()}:
+        if not kind.__flags__ & _HEAP:  # made by the interpreter: it stays as it is
+            _known[kind] = _inert(kind)
     gc.freeze()
     return atexit._ncallbacks()
 
@@ -54,7 +50,7 @@ def nothing_left(handlers: int) -> bool:
     """Whether ending now leaves every file as an orderly end would. handlers: what `mark` returned."""
     if threading.active_count() > 1 or atexit._ncallbacks() != handlers:
         return False
-    inert: dict[type, bool] = {}
+    inert = _known
     for thing in gc.get_objects():
         kind = type(thing)
         if kind not in inert:

@@ -13,39 +13,42 @@ import gc
 import json
 import os
 import signal
-import socket
 import sys
 import traceback
-from _signal import signal as set_signal  # type: ignore[import-not-found]  # signal.signal makes enums of its answers
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from crashtest.cells import ending
 from crashtest.errors import UsageError, quoted
 from crashtest.observe import bpf, steps
-from crashtest.values import canonical
+from crashtest.scenario import Run
+from crashtest.values import canonical, parse
 
-_DEFAULT = int(signal.SIG_DFL)
+#: the answer of most runs, made before the fork
+_DONE = b'{"value": "null"}\n'
 #: the signal at which a worker writes its Python stack to the stack pipe
 STACK_SIGNAL = int(getattr(signal, "SIGRTMAX", signal.SIGUSR2)) - 1 if sys.platform == "linux" else 0
 
 
 class Pipes:
-    """What a child is given, as descriptors: -1 where a part does not need one."""
+    """What a worker is given, as descriptors. blocking: every step and ack waits for the word to go on."""
 
-    def __init__(self, result: int, output: int, ack: int = -1, step: int = -1, stack: int = -1, go: int = -1) -> None:
+    def __init__(self, result: int, output: int, ack: int, step: int, stack: int, go: int, blocking: bool) -> None:
         self.result = result
         self.output = output
         self.ack = ack
         self.step = step
         self.stack = stack
         self.go = go
-        #: without a filter, every step and ack waits for the word to go on
-        self.blocking = False
+        self.blocking = blocking
 
     def keep(self) -> set[int]:
-        return {fd for fd in (self.result, self.ack, self.step, self.stack, self.go) if fd >= 0}
+        return {self.result, self.ack, self.step, self.stack, self.go}
+
+
+#: what a worker does: its answer is what it returns
+Body = Callable[[Pipes], Any]
 
 
 def _close_others(keep: set[int]) -> None:
@@ -56,79 +59,50 @@ def _close_others(keep: set[int]) -> None:
     os.closerange(low, 1 << 16)
 
 
-def settle_signals() -> None:
-    """Called once, when the user's file has been loaded: what a child inherits of its signals is Python's own."""
+def settle(pipes: Pipes, more: int, steps: bool, builtin: bool) -> None:
+    """What is the same for every worker, done once in the process that forks them. more: a descriptor it needs."""
     signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN if number == signal.SIGPIPE else signal.SIG_DFL)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.dup2(pipes.output, 1)
+    os.dup2(pipes.output, 2)
+    _close_others({*pipes.keep(), more})
+    if steps:
+        _watch_steps(pipes, builtin)
 
 
 def live(
     pipes: Pipes,
     cwd: str,
-    filter_program: bytes | None,
-    body: Callable[[Pipes], Any],
+    make_body: Callable[[str, list[str]], Body],
+    request: str,
     parent: int,
     handlers: int,
-    builtin_steps: bool = False,
-    end: str = "orderly",
-) -> NoReturn:
-    """The whole life of a forked child, on top of its zygote's frames: leaving them first would copy 200 pages.
+) -> int:
+    """The whole life of a worker, and its exit status where it has to end orderly.
 
-    handlers: what `ending.mark` returned before the fork. end: "orderly" (as Python programs end), "quick" (at once
-    where that leaves every file the same, `ending.py`), or "at once" (the part only looks).
+    request: the part; how to end; "stacks" if it will be asked for its stack; the texts it is given; with NULs between
+    them. Ends are "orderly" (as Python programs end), "quick" (at once where that leaves every file the same,
+    `ending.py`), and "at once" (the part only looks). handlers: what `ending.mark` returned before the fork. All that
+    is touched here for the first time is a page to copy, which is what a worker costs.
     """
-    try:
-        status = _prepared(pipes, cwd, filter_program, parent, builtin_steps) or _answer(pipes, body)
-        if end == "at once":
-            os._exit(status)
-        if end == "quick" and not ending.orderly_after(handlers):
-            ending.exit_c(status)
-        ending.exit_python(status)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(70)  # whatever happened, a child never goes on as its zygote
-
-
-def _prepared(pipes: Pipes, cwd: str, filter_program: bytes | None, parent: int, builtin_steps: bool) -> int:
-    """Make this process the user's; 0, or the exit status when that was not possible."""
+    part, end, stacks, *texts = request.split("\0")
     os.setsid()
     bpf.die_with_parent(signal.SIGKILL)
     if os.getppid() != parent:
-        return 75
-    set_signal(signal.SIGTERM, _DEFAULT)
-    set_signal(signal.SIGINT, _DEFAULT)
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    os.dup2(pipes.output, 1)
-    os.dup2(pipes.output, 2)
-    _close_others(pipes.keep())
+        os._exit(75)
     os.chdir(cwd)
     gc.enable()
-    if pipes.stack >= 0:
+    if stacks:
         faulthandler.register(STACK_SIGNAL, file=pipes.stack, all_threads=False)
-    if pipes.step >= 0:
-        pipes.blocking = filter_program is None
-        _watch_steps(pipes, builtin_steps)
-    if filter_program is not None and not _observe(pipes, filter_program):
-        return 76
-    return 0
-
-
-def _observe(pipes: Pipes, filter_program: bytes) -> bool:
-    """Install the filter, hand the listener over, wait for the word to go."""
-    go = socket.socket(fileno=pipes.go)
-    try:
-        listener = bpf.install(filter_program)
-    except bpf.Unavailable as error:
-        go.send(b"E" + str(error).encode())
-        return False
-    bpf.send_descriptor(go, listener)
-    os.close(listener)
-    ready = go.recv(1) == b"g"
-    go.close()
-    return ready
+    status = _answer(pipes, make_body(part, texts))
+    if end == "at once":
+        os._exit(status)
+    if end == "quick" and not ending.orderly_after(handlers):
+        ending.exit_c(status)
+    return status
 
 
 def _watch_steps(pipes: Pipes, builtin: bool) -> None:
@@ -145,7 +119,7 @@ def _watch_steps(pipes: Pipes, builtin: bool) -> None:
     steps.install(tell, builtin)
 
 
-def _answer(pipes: Pipes, body: Callable[[Pipes], Any]) -> int:
+def _answer(pipes: Pipes, body: Body) -> int:
     """Run the body, send what it gave, and say how to end."""
     status = 0
     try:
@@ -158,7 +132,7 @@ def _answer(pipes: Pipes, body: Callable[[Pipes], Any]) -> int:
             answer = {"value": "null", "left": True}
     except BaseException as error:
         answer, status = {"error": _last_lines(error), "assertion": isinstance(error, AssertionError)}, 70
-    data = json.dumps(answer).encode() + b"\n"
+    data = _DONE if answer == {"value": "null"} else json.dumps(answer).encode() + b"\n"
     while data:
         data = data[os.write(pipes.result, data) :]
     return status
@@ -175,10 +149,8 @@ def _last_lines(error: BaseException) -> str:
 # -- the bodies: what each part of a scenario does in its child ---------------------------------------------------
 
 
-def workload(
-    function: Callable[[Any], object], make_run: Callable[[Callable[[bytes], None]], Any]
-) -> Callable[[Pipes], str]:
-    """The user's workload, with acks going to the ack pipe."""
+def workload(function: Callable[[Any], object], directory: Path, ops: list[str]) -> Body:
+    """The user's workload, with acks going to the ack pipe. ops: operations as canonical text."""
 
     def body(pipes: Pipes) -> str:
         def tell(data: bytes) -> None:
@@ -187,7 +159,7 @@ def workload(
             if pipes.blocking:
                 os.read(pipes.go, 1)
 
-        _refuse_unrun(function(make_run(tell)), "the workload")
+        _refuse_unrun(function(Run(directory, [parse(text) for text in ops], tell)), "the workload")
         return "null"
 
     return body
@@ -202,11 +174,11 @@ def _refuse_unrun(value: Any, name: str) -> None:
         )
 
 
-def part(function: Callable[..., Any], directory: str, name: str, *more: Any) -> Callable[[Pipes], str]:
+def part(function: Callable[..., Any], directory: Path, name: str, *more: Any) -> Body:
     """A part that is given the directory; its return value as canonical text (observe, glance) or null."""
 
     def body(pipes: Pipes) -> str:
-        value = function(Path(directory), *more)
+        value = function(directory, *more)
         if name in ("observe", "glance"):
             return canonical(value, f"what {name} returned")
         _refuse_unrun(value, name)

@@ -11,7 +11,6 @@ import contextlib
 import gc
 import os
 import select
-import shutil
 import signal
 import socket
 import sys
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from crashtest import wire
-from crashtest.cells import worker
+from crashtest.cells.forker import BecomeForker, become, end_all
 from crashtest.cells.prepare import prepare
 from crashtest.cells.realise import Bench
 from crashtest.cells.recoveries import Cells
@@ -67,7 +66,6 @@ class Zygote:
         core = request.get("core")
         if core is not None and hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, {core})
-        worker.settle_signals()
         gc.collect()
         gc.freeze()
         gc.disable()
@@ -77,7 +75,11 @@ class Zygote:
         scenario = self.scenarios.get(request["scenario"])
         if scenario is None:
             raise UsageError(f"there is no scenario {request['scenario']} in this file any more")
-        self.bench = Bench(scenario, self.root, self.sock.fileno(), request["timeout"], request["seccomp"])
+        if self.bench is None or self.bench.scenario is not scenario:
+            if self.bench is not None:
+                self.bench.close()
+            self.bench = Bench(scenario, self.root, self.sock.fileno(), request["timeout"], request["seccomp"])
+        self.bench.end, self.bench.timeout = "orderly", scenario.timeout or request["timeout"]
         return self.bench
 
     def do_prepare(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -107,6 +109,9 @@ class Zygote:
 
     def end(self, orderly: bool = False) -> None:
         """Leave nothing behind; orderly: the main process asked for the end, and does the rest."""
+        import shutil  # here, because its libraries would have to be finalised at the end of each worker
+
+        end_all()
         reap_all()
         try:
             remove(self.root)
@@ -132,6 +137,8 @@ class Zygote:
         run = os.path.dirname(self.root)
         with contextlib.suppress(FileNotFoundError):
             if not any(name.startswith("slot-") for name in os.listdir(run)):
+                import shutil
+
                 shutil.rmtree(run, ignore_errors=True)
 
 
@@ -141,7 +148,7 @@ def _abandon(number: int, frame: object) -> None:
 
 
 def main(fd: int, root: str) -> None:
-    """The life of a zygote."""
+    """The life of a zygote; in a process that it forked, that process's life as a forker, and as a worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _abandon)
     bpf.die_with_parent(signal.SIGTERM)  # also while the user's file is loading, when nobody looks at the socket
@@ -150,11 +157,17 @@ def main(fd: int, root: str) -> None:
     try:
         zygote.serve()
         zygote.end(orderly=True)
+        return
+    except BecomeForker as child:
+        serve = child.serve
     except (wire.Closed, Abandoned):
         try:
             zygote.end()
         except Abandoned:  # the signal came after the socket had closed
             zygote.end()
+        return
+    zygote.sock.close()  # before a worker has files under the same number
+    become(serve)
 
 
 if __name__ == "__main__":
