@@ -155,7 +155,7 @@ class Forker:
         return code
 
     def clear(self) -> None:
-        """After `ended`, and with all else of the run gone: the worker is reaped, what is left in the pipes nobody's."""
+        """After `ended`, with all else of the run gone: the worker is reaped, what is left in the pipes is dropped."""
         if not self.in_use:
             return
         self._word()

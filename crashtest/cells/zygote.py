@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import os
 import select
 import signal
 import socket
-import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -147,12 +148,17 @@ def _abandon(number: int, frame: object) -> None:
     raise Abandoned
 
 
-def main(fd: int, root: str) -> None:
-    """The life of a zygote; in a process that it forked, that process's life as a forker, and as a worker."""
+def main(fd: int, root: str, finders: Sequence[str] = ()) -> None:
+    """The life of a zygote; in a process that it forked, that process's life as a forker, and as a worker.
+
+    finders: modules whose `install` makes editable installs importable, which `site` would have called.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _abandon)
     bpf.die_with_parent(signal.SIGTERM)  # also while the user's file is loading, when nobody looks at the socket
     bpf.become_subreaper()
+    for name in finders:
+        importlib.import_module(name).install()
     zygote = Zygote(socket.socket(fileno=fd), root)
     try:
         zygote.serve()
@@ -168,7 +174,3 @@ def main(fd: int, root: str) -> None:
         return
     zygote.sock.close()  # before a worker has files under the same number
     become(serve)
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])

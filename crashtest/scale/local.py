@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import queue
+import select
 import signal
 import socket
 import subprocess
@@ -55,12 +56,18 @@ CHUNK = 12
 ENOUGH_TIMEOUTS = 3
 #: cells of each example that are also rebuilt from the record, besides every violation's
 SAMPLE = 4
+#: seconds after which a zygote that says nothing is looked at, and one that was stopped by a signal twice then ended
+STOPPED_FOR = 5.0
 #: variables of the caller that would make a program behave differently here and there; the last four are of test runs
 _NOT_HANDED_ON = ("GIT_", "PYTHON", "PYTEST_", "COV_CORE_", "COVERAGE_", "TOX_")
 _START = (
     "import sys, json; sys.path[:0] = json.loads(sys.argv[3]); from crashtest.cells.zygote import main; "
-    "main(int(sys.argv[1]), sys.argv[2])"
+    "main(int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[4]))"
 )
+
+
+class Stopped(wire.Closed):
+    """The zygote was stopped by a signal (SIGSTOP), and nobody let it go on."""
 
 
 class Slot:
@@ -82,12 +89,27 @@ class Slot:
         if self._sock is None:
             raise wire.Closed("no zygote")
         wire.send(self._sock, request)
+        self._await_answer(self._sock)
         answer = wire.receive(self._sock)
         if "usage" in answer:
             raise UsageError(answer["usage"])
         if "harness" in answer:
             raise HarnessError(answer["harness"])
         return answer
+
+    def _await_answer(self, sock: socket.socket) -> None:
+        """Until there is something to read. Each part has its own time limit, but a stopped zygote keeps none."""
+        stopped = False
+        while not select.select([sock], [], [], STOPPED_FOR)[0]:
+            before, stopped = stopped, self._is_stopped()
+            if before and stopped:
+                raise Stopped("stopped by a signal")
+
+    def _is_stopped(self) -> bool:
+        try:
+            return self._process is not None and psutil.Process(self._process.pid).status() == psutil.STATUS_STOPPED
+        except psutil.Error:
+            return False
 
     def open(self, scenario: Scenario, file: Path) -> None:
         """Have a zygote that has loaded the scenario's file."""
@@ -101,7 +123,7 @@ class Slot:
         environment = {k: v for k, v in os.environ.items() if not k.startswith(_NOT_HANDED_ON)}
         environment.update({TOKEN: self._directory.token, "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"})
         paths = json.dumps([os.path.abspath(path or ".") for path in sys.path])
-        command = [sys.executable, "-S", "-s", "-P", "-c", _START, str(theirs.fileno()), root, paths]
+        command = [sys.executable, "-S", "-s", "-P", "-c", _START, str(theirs.fileno()), root, paths, finders()]
         self._process = subprocess.Popen(
             command,
             pass_fds=[theirs.fileno(), self._directory.owner],
@@ -145,11 +167,17 @@ class Slot:
                 wire.send(self._sock, {"do": "end"})
             self._sock.close()
         try:
-            self._process.wait(10)
+            self._process.wait(0 if self._is_stopped() else 10)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
         self._process = self._sock = None
+
+
+def finders() -> str:
+    """Modules that find editable installs here (setuptools), as JSON: without `site` a zygote would not have them."""
+    names = [str(getattr(finder, "__module__", "")) for finder in sys.meta_path]
+    return json.dumps([name for name in dict.fromkeys(names) if name.startswith("__editable__")])
 
 
 @dataclass
@@ -268,10 +296,11 @@ class Runner:
                 task = self._todo.popleft()
             try:
                 self._do(slot, task)
-            except wire.Closed:
+            except wire.Closed as lost:
                 if not self._ending:
                     slot.close()
-                task.error = HarnessError("the zygote of this scenario died; what it had started was ended")
+                how = "was stopped by a signal, and nobody let it go on" if isinstance(lost, Stopped) else "died"
+                task.error = HarnessError(f"the zygote of this scenario {how}; what it had started was ended")
             except Exception as error:
                 task.error = error
             self._results.put(task)
