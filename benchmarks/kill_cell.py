@@ -22,7 +22,14 @@ from crashtest.scale.local import CHUNK
 def run(lean: Lean, quick: bool) -> Result:
     request = {"scenario": THREE_FILES.function, "ops": None, "timeout": 60.0, "seccomp": True}
     prepared = lean.ask({"do": "prepare", **request})
-    expect = {"do": "expect", **request, "first": prepared["first"], "states": prepared["states"], "depth": 1}
+    expect = {
+        "do": "expect",
+        **request,
+        "first": prepared["first"],
+        "states": prepared["states"],
+        "depth": 1,
+        "batches": True,
+    }
     cells = Example(THREE_FILES, None, prepared, True).plan.cells
     cuts, stops = [cell.cut for cell in cells], len(prepared["events"])
 
@@ -79,7 +86,16 @@ def profile(lean: Lean, repeat: int) -> str:
     request = {"scenario": THREE_FILES.function, "ops": None, "timeout": 60.0, "seccomp": True}
     prepared = lean.ask({"do": "prepare", **request})
     cells = [list(cell) for cell in Example(THREE_FILES, None, prepared, True).plan.cells]
-    lean.ask({"do": "expect", **request, "first": prepared["first"], "states": prepared["states"], "depth": 1})
+    lean.ask(
+        {
+            "do": "expect",
+            **request,
+            "first": prepared["first"],
+            "states": prepared["states"],
+            "depth": 1,
+            "batches": True,
+        }
+    )
     return str(lean.call("benchmarks.kill_cell:profiled", cells=cells, repeat=repeat))
 
 

@@ -12,7 +12,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from crashtest.cells import worker
 from crashtest.cells.forker import Forker
@@ -24,6 +24,9 @@ from crashtest.persist.tree import Tree, remove
 from crashtest.scenario import Scenario
 from crashtest.trace import Event, Trace
 from crashtest.values import parse
+
+if TYPE_CHECKING:
+    from crashtest.cells.batch import Batch
 
 #: what every part of a scenario is run with, so that two runs differ in nothing the harness could have fixed
 ENVIRONMENT = {
@@ -148,6 +151,11 @@ class Bench:
         """In a worker: what it does. part, texts: as `_supervise` was given them."""
         if part == "workload":
             return worker.workload(self.scenario.workload, self._path, texts)
+        if part == "serve":
+            scenario = self.scenario
+            functions = {"recover": scenario.do_recover, "observe": scenario.do_observe, "glance": scenario.do_glance}
+            parts = {name[0].encode(): worker.part(f, self._path, name) for name, f in functions.items() if f}
+            return worker.serving(parts, f"{self.root}/home")
         function = self.scenario.setup if part == "setup" else getattr(self.scenario, f"do_{part}")
         assert callable(function)
         more = [[parse(text) for text in texts]] if part == "check" else []
@@ -199,14 +207,14 @@ class Bench:
     def _part(self, name: str, texts: list[str] | None = None, **options: Any) -> Restarted:
         looks = name in ("glance", "check") or (name == "observe" and self.scenario.do_recover is not None)
         out = self._supervise(name, texts, end="at once" if looks else "", **options).run()
-        return self._part_result(name, out)
+        return self.part_result(name, out)
 
     def recover_on(self, tree: Tree, crash: Crash | None = None, stacks: bool = False) -> tuple[Restarted, Outcome]:
         """Run recovery (observe, where there is no recover part) on disk, recorded. tree: what is on disk.
 
         crash: kill it there. The tree must have been captured from the disk, or restored to it (`Tree.inodes`).
         """
-        name = self._recovery()
+        name = self.recovery()
         shadow = tree.copy()
         out = self._supervise(
             name,
@@ -217,16 +225,16 @@ class Bench:
             crash=crash,
             who="recovery",
         ).run()
-        made = self._part_result(name, out)
+        made = self.part_result(name, out)
         made.tree, made.trace = self.capture(), out.trace
         made.proof = shadow.differences(made.tree)
         return made, out
 
-    def _recovery(self) -> str:
+    def recovery(self) -> str:
         """The part that recovery is."""
         return "recover" if self.scenario.do_recover else "observe"
 
-    def _part_result(self, name: str, out: Outcome) -> Restarted:
+    def part_result(self, name: str, out: Outcome) -> Restarted:
         if "usage" in out.answer:
             raise UsageError(f"{self.scenario.name}: {out.answer['usage']}")
         made = Restarted()
@@ -238,34 +246,45 @@ class Bench:
         made.value = str(out.answer.get("value", "null"))
         return made
 
-    def glance(self) -> Restarted:
+    def part(self, name: str) -> Restarted:
+        """Run recover, observe or glance on what is on disk, in a process of its own."""
+        return self._part(name)
+
+    def _recovered(self, tree: Tree) -> Restarted:
+        return self.recover_on(tree)[0]
+
+    def glance(self, batch: Batch | None = None) -> Restarted:
         """What a reader sees before recovery; a glance that changes a file is a `UsageError`."""
-        assert self.scenario.do_glance is not None
         before = self.capture()
-        seen = self._part("glance")
+        seen = self.part("glance") if batch is None else batch.part("glance")
         changed = before.differences(self.capture())
         if changed:
             raise UsageError(f"{self.scenario.name}: glance changes files ({changed[0]}); it must only look")
         return seen
 
-    def restart(self, known: dict[str, str] | None = None, record: Tree | None = None) -> Restarted:
-        """Recover and observe what is on disk, each in a fresh process.
+    def restart(
+        self, known: dict[str, str] | None = None, record: Tree | None = None, batch: Batch | None = None
+    ) -> Restarted:
+        """Recover and observe what is on disk, each in a fresh process, or both in that of `batch`.
 
         known: digests of recovered trees that have been observed, with what was seen; a tree in it is not
-        observed again, a new one is added. record: the tree on disk, to have recovery recorded.
+        observed again, a new one is added. record: the tree on disk, to have recovery recorded. Raises `Unfit` where
+        the batch cannot stand for processes of their own.
         """
         assert self.scenario.do_observe is not None
+        part: Callable[[str], Restarted] = self.part if batch is None else batch.part
+        recover_on = self._recovered if batch is None else batch.recover_on
         recovered = Restarted()
         if self.scenario.do_recover is None and record is None:
-            seen = self._part("observe")
+            seen = part("observe")
             seen.tree = self.capture()
         elif self.scenario.do_recover is None and record is not None:
-            seen, _ = self.recover_on(record)
+            seen = recover_on(record)
         else:
             if record is not None:
-                recovered, _ = self.recover_on(record)
+                recovered = recover_on(record)
             else:
-                recovered = self._part("recover")
+                recovered = part("recover")
                 recovered.tree = self.capture()
             if recovered.failure:
                 recovered.failure = f"recovery {recovered.failure}"
@@ -274,7 +293,7 @@ class Bench:
             if known is not None and recovered.tree.digest() in known:
                 recovered.value = known[recovered.tree.digest()]
                 return recovered
-            seen = self._part("observe")
+            seen = part("observe")
             after = self.capture()
             if recovered.tree.digest() != after.digest():
                 seen.observe_changed = recovered.tree.differences(after, 3)
@@ -289,7 +308,7 @@ class Bench:
         """Recover what is on disk while the processes `held` are stopped; on_lock lets them go."""
         forker = self.forker(observed=self.program is not None)  # that of the killed run is still in use
         try:
-            done = self._part(self._recovery(), but=held, on_lock=on_lock, forker=forker)
+            done = self._part(self.recovery(), but=held, on_lock=on_lock, forker=forker)
         finally:
             forker.close()
         done.failure = done.failure and f"recovery {done.failure}"
@@ -298,7 +317,7 @@ class Bench:
     def look(self) -> Restarted:
         """Observe what is on disk."""
         assert self.scenario.do_observe is not None
-        seen = self._part("observe")
+        seen = self.part("observe")
         seen.failure = seen.failure and f"observe {seen.failure}"
         return seen
 

@@ -123,6 +123,7 @@ class Supervision:
         on_ack: Callable[[], None] | None = None,
         on_lock: Callable[[int], None] | None = None,
         but: frozenset[int] = frozenset(),
+        in_turns: bool = False,
     ) -> None:
         self.out = Outcome()
         self.crash = crash
@@ -138,12 +139,13 @@ class Supervision:
         self._holding = False
         self._variant = ""
         self._asked: dict[int, list[bytes]] = {}
-        self._can_stack: dict[int, bool] = {}
         self._answer = b""
         self._ack_bytes = b""
         self._killed = False
         self._worker_gone = False
         self._events: list[Event] = []  # steps and acks, when nothing else is observed
+        #: whether each answer ends a turn of the loop (`batch.py`), and not only the end of the worker
+        self._in_turns = in_turns
         self._forker = forker
         self._listener = forker.listener
         self._channels = forker.channels
@@ -188,6 +190,8 @@ class Supervision:
                 if self._killed:
                     return
             if self._worker_gone and self._others_done():
+                return
+            if self._in_turns and self._answer.endswith(b"\n"):
                 return
 
     def _serve(self, fd: int, flags: int) -> None:
@@ -515,11 +519,11 @@ class Supervision:
             self.out.trace = Trace(self._events, [], [])
         self.out.acks = self._ack_bytes.splitlines()
         self.out.output = _tail(self._forker.output)
-        self.out.answer = _parse(self._answer)
+        self.out.answer = parsed(self._answer)
         self._forker.clear()
 
 
-def _parse(data: bytes) -> dict[str, Any]:
+def parsed(data: bytes) -> dict[str, Any]:
     line, newline, _ = data.partition(b"\n")
     if not newline:
         return {}

@@ -102,6 +102,7 @@ def live(
         os._exit(status)
     if end == "quick" and not ending.orderly_after(handlers):
         ending.exit_c(status)
+    ending.prepare()
     return status
 
 
@@ -121,6 +122,19 @@ def _watch_steps(pipes: Pipes, builtin: bool) -> None:
 
 def _answer(pipes: Pipes, body: Body) -> int:
     """Run the body, send what it gave, and say how to end."""
+    answer, status = _tried(body, pipes)
+    _send(pipes, answer)
+    return status
+
+
+def _send(pipes: Pipes, answer: dict[str, Any]) -> None:
+    data = _DONE if answer == {"value": "null"} else json.dumps(answer).encode() + b"\n"
+    while data:
+        data = data[os.write(pipes.result, data) :]
+
+
+def _tried(body: Body, pipes: Pipes) -> tuple[dict[str, Any], int]:
+    """What the body gave or how it failed, and the exit status that says so."""
     status = 0
     try:
         answer: dict[str, Any] = {"value": body(pipes)}
@@ -132,10 +146,7 @@ def _answer(pipes: Pipes, body: Body) -> int:
             answer = {"value": "null", "left": True}
     except BaseException as error:
         answer, status = {"error": _last_lines(error), "assertion": isinstance(error, AssertionError)}, 70
-    data = _DONE if answer == {"value": "null"} else json.dumps(answer).encode() + b"\n"
-    while data:
-        data = data[os.write(pipes.result, data) :]
-    return status
+    return answer, status
 
 
 def _last_lines(error: BaseException) -> str:
@@ -182,6 +193,26 @@ def part(function: Callable[..., Any], directory: Path, name: str, *more: Any) -
         if name in ("observe", "glance"):
             return canonical(value, f"what {name} returned")
         _refuse_unrun(value, name)
+        return "null"
+
+    return body
+
+
+def serving(parts: dict[bytes, Body], cwd: str) -> Body:
+    """Run parts one after the other as they are asked for by their letters, in this one process.
+
+    Each answer says whether something was `left`: then ending this process now would still change a file, so a process
+    of its own might have shown another state.
+    """
+    handlers = ending.mark()
+
+    def body(pipes: Pipes) -> str:
+        while letter := os.read(pipes.go, 1):
+            os.chdir(cwd)
+            answer, status = _tried(parts[letter], pipes)
+            answer["left"] = bool(status) or ending.orderly_after(handlers)
+            ending.pass_over()
+            _send(pipes, answer)
         return "null"
 
     return body
