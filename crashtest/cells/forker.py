@@ -14,6 +14,7 @@ import contextlib
 import os
 import signal
 import socket
+import struct
 import sys
 import traceback
 from collections.abc import Callable
@@ -27,9 +28,12 @@ from crashtest.observe.listener import Listener
 
 #: process ids of the forkers of this process, which are nobody's leftovers
 forkers: set[int] = set()
-_LOST = "the process that forks the workers was killed; look for what kills processes here (memory?)"
-#: seconds that a forker may take to start, or to fork
+#: seconds that a forker may take to start, to fork, or to hear of an end
 _PROMPTLY = 60
+_LOST = (
+    f"the process that forks the workers was killed, or said nothing for {_PROMPTLY} seconds; look for what kills or "
+    "stops processes here (memory?), and run again"
+)
 
 
 class BecomeForker(BaseException):
@@ -108,15 +112,13 @@ class Forker:
     def _meet(self) -> None:
         """Take the listener over."""
         with socket.socket(fileno=os.dup(self._line)) as line:
-            line.settimeout(_PROMPTLY)
+            line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", _PROMPTLY, 0))
             try:
                 word, fds, _, _ = socket.recv_fds(line, 4096, 1)
-            except OSError as error:
-                raise HarnessError(f"the process that forks the workers did not start: {error}") from None
-            finally:
-                os.set_blocking(self._line, True)
-        if word[:1] == b"E" or not word:
-            raise HarnessError(f"the run could not be observed: {quoted(word[1:].decode() or _LOST, 500)}")
+            except OSError:
+                word, fds = b"", []
+        if word[:1] != b"L":
+            raise HarnessError(f"the run could not be observed: {quoted(word[1:].decode(), 500)}" if word else _LOST)
         if fds:
             self.listener = Listener(fds[0])
 
@@ -151,7 +153,10 @@ class Forker:
     def ended(self) -> int:
         """Wait for the worker to end; its exit status, or minus the signal that killed it. Once for each worker."""
         code = self._word()
-        os.write(self._line, b"r")
+        try:
+            os.write(self._line, b"r")
+        except OSError:
+            raise HarnessError(_LOST) from None
         return code
 
     def clear(self) -> None:

@@ -167,7 +167,8 @@ class Supervision:
         try:
             self._loop()
         except BaseException:
-            self._kill_group()
+            with contextlib.suppress(HarnessError):
+                self._kill_group()
             raise
         if not self._holding:
             self._finish()
@@ -479,8 +480,11 @@ class Supervision:
                 os.killpg(self.worker, signal.SIGKILL)
             except ProcessLookupError:
                 os.kill(self.worker, signal.SIGKILL)  # it has not become a leader yet
-            self._forker.ended()
             self._worker_gone = True
+            try:
+                self._forker.ended()
+            finally:
+                reap_all(self._but)
         reap_all(self._but)
 
     def drain(self, beside: int = 0) -> None:

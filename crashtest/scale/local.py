@@ -172,8 +172,12 @@ class Slot:
         try:
             self._process.wait(0 if self._is_stopped() else 10)
         except subprocess.TimeoutExpired:
+            below: list[psutil.Process] = []
+            with contextlib.suppress(psutil.Error):
+                below = psutil.Process(self._process.pid).children(recursive=True)
             self._process.kill()
             self._process.wait()
+            psutil.wait_procs(below, 10)  # they die with it, as children of this process now
         self._process = self._sock = None
 
 
