@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import struct
@@ -24,7 +25,7 @@ from crashtest.cells import ending, worker
 from crashtest.cells.worker import Body, Pipes
 from crashtest.errors import HarnessError, quoted
 from crashtest.observe import bpf
-from crashtest.observe.listener import Listener
+from crashtest.observe.listener import Listener, Stop
 
 #: process ids of the forkers of this process, which are nobody's leftovers
 forkers: set[int] = set()
@@ -103,6 +104,8 @@ class Forker:
         for fd in (self.result, self.ack, self.step):
             os.set_blocking(fd, False)
         self.listener: Listener | None = None
+        #: stops of the worker that came before its process id was known
+        self.early: list[Stop] = []
         try:
             self._meet()
         except HarnessError:
@@ -139,7 +142,24 @@ class Forker:
                 data = data[os.write(self._line, data) :]
         except OSError:
             raise HarnessError(_LOST) from None
+        self._answer_itself()
         return self._word()
+
+    def _answer_itself(self) -> None:
+        """Let the forker's own calls go until it has forked: the user's handlers run there (os.register_at_fork)."""
+        poller = select.poll()
+        poller.register(self._line, select.POLLIN)
+        if self.listener is not None:
+            poller.register(self.listener.fd, select.POLLIN)
+        while True:
+            ready = poller.poll(1000 * _PROMPTLY)
+            if self.listener is None or not ready or any(fd == self._line for fd, _ in ready):
+                return
+            stop = self.listener.receive()
+            if stop is not None and stop.thread == self.pid:
+                self.listener.let_go(stop)
+            elif stop is not None:
+                self.early.append(stop)
 
     def _word(self) -> int:
         try:
@@ -170,6 +190,7 @@ class Forker:
             os.set_blocking(self._go, False)
             _empty(self._go)
             os.set_blocking(self._go, True)
+        self.early.clear()
         self.in_use = False
 
     def close(self) -> None:
@@ -233,7 +254,7 @@ def _serve(
             os._exit(76)
         bpf.send_descriptor(line, listener)
         os.close(listener)
-    # from here on nothing that the filter stops: no write(2), which send(2) is not
+    # from here on nothing that the filter stops: no write(2), which send(2) is not; else only fork is answered for
     me = os.getpid()
     while True:
         size = line.recv(8, socket.MSG_WAITALL)

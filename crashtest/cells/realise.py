@@ -84,7 +84,7 @@ class Bench:
         self.control = control
         self.timeout = scenario.timeout or timeout
         self.program = bpf.program() if seccomp else None
-        #: how parts that may change files end (`worker.child`)
+        #: how parts that may change files end (`worker.live`)
         self.end = "orderly"
         #: whether any run took too long since this was last set to False
         self.timed_out = False

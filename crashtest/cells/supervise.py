@@ -175,6 +175,11 @@ class Supervision:
         return self.out
 
     def _loop(self) -> None:
+        early, self._forker.early = self._forker.early, []
+        for stop in early:
+            self._stopped(stop)
+            if self._killed:
+                return
         while True:
             if time.monotonic() > self._deadline and not self._worker_gone:
                 self.out.end = "timeout"

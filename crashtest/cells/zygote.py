@@ -1,4 +1,4 @@
-"""The zygote: a lean process that loads one scenario file and forks a worker for every cell.
+"""The zygote: a lean process that loads one scenario file and realises its cells, by workers that its forkers fork.
 
 Guarantees: it imports the standard library, crashtest's lean modules and the user's file, nothing else; it answers
 one request at a time; when the main process goes away, by whatever death, it kills and reaps everything it started,

@@ -170,6 +170,28 @@ def test_a_forker_that_is_killed_is_a_harness_error_and_the_next_run_has_a_new_o
     assert [child.children() for child in zygote.children()] == [[], []]
 
 
+def test_what_a_program_does_at_each_fork_is_let_go_in_the_forker(crash: Crash, write_scenario: Write) -> None:
+    made = crash(
+        write_scenario(
+            """
+            NOTE = Path(__file__).with_name("forks")
+            os.register_at_fork(after_in_parent=lambda: NOTE.write_text("forked"))
+
+            @scenario(setup={"a": b"old"})
+            def forks(run: Run) -> None:
+                (run.dir / "a.new").write_text("new")
+                (run.dir / "a.new").replace(run.dir / "a")
+                run.ack()
+
+            @forks.observe
+            def look(directory: Path) -> str:
+                return (directory / "a").read_text()
+            """
+        )
+    )
+    assert (made.verdict, made.harness_error) == ("held", ""), made.reason
+
+
 def test_every_cell_proves_itself_and_a_sample_is_rebuilt(crash: Crash) -> None:
     made = crash(ROOT / "scenarios/textbook/atomic_replace.py")
     assert (made.verdict, made.as_expected, made.harness_error) == ("held", True, "")
