@@ -44,6 +44,10 @@ class Example:
         self.prepared = prepared
         self.seccomp = seccomp
         self.states: list[str] = prepared["states"]
+        #: why no two states may be recovered in one process, "" where they may
+        self.remembers = ""
+        #: judged anew from the beginning: what still comes in is not for this one
+        self.void = False
         self.events: list[Event] = [from_plain(event) for event in prepared["events"]]
         self.facts: dict[str, dict[str, Any]] = {}
         self.cells: list[tuple[Cell, dict[str, Any]]] = []
@@ -510,6 +514,8 @@ def _notes(made: ScenarioResult, scenario: Scenario, examples: list[Example]) ->
         changed = changed or next((f["observe_changed"] for f in example.facts.values() if f["observe_changed"]), [])
         if changed and scenario.do_recover is not None:
             notes[f"observe changes files ({quoted(changed[0])}); let recover do that, and observe only look"] = None
+        if example.remembers:
+            notes[f"every recovery ran in a process of its own, because it remembers ({example.remembers})"] = None
         if example.prepared["uncertain"]:
             notes[f"{example.prepared['uncertain']} calls of other threads could not be timed exactly"] = None
         again = sum(cell.variant == "rebuilt" and not example.is_store(cell) for cell, _ in example.cells)

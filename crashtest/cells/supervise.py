@@ -127,6 +127,7 @@ class Supervision:
         on_ack: Callable[[], None] | None = None,
         on_lock: Callable[[int], None] | None = None,
         but: frozenset[int] = frozenset(),
+        ask: int = -1,
     ) -> None:
         self.out = Outcome()
         self.crash = crash
@@ -142,7 +143,6 @@ class Supervision:
         self._holding = False
         self._variant = ""
         self._asked: dict[int, list[bytes]] = {}
-        self._can_stack: dict[int, bool] = {}
         self._answer = b""
         self._ack_bytes = b""
         self._killed = False
@@ -150,7 +150,9 @@ class Supervision:
         self._events: list[Event] = []  # steps and acks, when nothing else is observed
         self._listener: Listener | None = None
         self.recorder: Recorder | None = None
-        self._fork(body, cwd, environment, output, filter_program, make_recorder, steps, builtin_steps, end)
+        #: whether each answer ends a turn of the loop (`batch.py`), and not only the end of the child
+        self._in_turns = ask >= 0
+        self._fork(body, cwd, environment, output, filter_program, make_recorder, steps, builtin_steps, end, ask)
 
     # -- the fork ----------------------------------------------------------------------------------------------
 
@@ -165,6 +167,7 @@ class Supervision:
         steps: bool,
         builtin_steps: bool,
         end: str,
+        ask: int,
     ) -> None:
         self._result, result = os.pipe()
         self._ack, ack = os.pipe()
@@ -178,7 +181,7 @@ class Supervision:
             for fd, name in ((ack, "ack"), (step, "step"), (stack, "stack"), (result, "quiet"))
             if fd >= 0
         }
-        pipes = Pipes(result, out_fd, ack, step, stack, theirs.fileno())
+        pipes = Pipes(result, out_fd, ack, step, stack, theirs.fileno(), ask)
         entry = worker.child(pipes, cwd, environment, filter_program, body, parent, builtin_steps, end)
         self.worker = os.fork()
         if self.worker == 0:
@@ -248,6 +251,8 @@ class Supervision:
                 if self._killed:
                     return
             if self._worker_gone and self._others_done():
+                return
+            if self._in_turns and self._answer.endswith(b"\n"):
                 return
 
     def _serve(self, fd: int, flags: int) -> None:
@@ -579,7 +584,7 @@ class Supervision:
             self.out.trace = Trace(self._events, [], [])
         self.out.acks = self._ack_bytes.splitlines()
         self.out.output = _tail(self._output)
-        self.out.answer = self.out.answer or _parse(self._answer)
+        self.out.answer = self.out.answer or parsed(self._answer)
         if self._listener is not None:
             os.close(self._listener.fd)
         for fd in (self._result, self._ack, self._step, self._stack, self._pidfd, self._output):
@@ -588,7 +593,7 @@ class Supervision:
         self._go.close()
 
 
-def _parse(data: bytes) -> dict[str, Any]:
+def parsed(data: bytes) -> dict[str, Any]:
     line, newline, _ = data.partition(b"\n")
     if not newline:
         return {}

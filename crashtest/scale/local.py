@@ -28,6 +28,7 @@ import psutil
 from crashtest import wire
 from crashtest.cells.matrix import Example, find, result
 from crashtest.cells.plan import Cell, short_hash
+from crashtest.cells.recoveries import Unbatchable
 from crashtest.config import Settings
 from crashtest.errors import HarnessError, UsageError, quoted
 from crashtest.explore.generate import sequences
@@ -85,6 +86,8 @@ class Slot:
         answer = wire.receive(self._sock)
         if "usage" in answer:
             raise UsageError(answer["usage"])
+        if "unbatchable" in answer:
+            raise Unbatchable(answer["unbatchable"])
         if "harness" in answer:
             raise HarnessError(answer["harness"])
         return answer
@@ -122,7 +125,7 @@ class Slot:
         if self._serving is not example:
             request = self.request("expect", example.scenario, example.ops, timeout)
             expected = {"first": example.prepared["first"], "states": example.states, "depth": depth}
-            self.ask({**request, **expected})
+            self.ask({**request, **expected, "batches": not example.remembers})
             self._serving = example
 
     def request(self, do: str, scenario: Scenario, ops: list[str] | None, timeout: float) -> dict[str, Any]:
@@ -326,6 +329,12 @@ class Runner:
     def _take(self, task: _Task) -> None:
         job = task.job
         job.open_tasks -= 1
+        if task.example is not None and task.example.void:
+            return
+        if isinstance(task.error, Unbatchable):
+            assert task.example is not None
+            self._without_batches(job, task.example, str(task.error))
+            return
         if task.error is not None:
             if isinstance(task.error, UsageError):
                 raise task.error
@@ -334,10 +343,7 @@ class Runner:
         if task.do == "prepare":
             example = Example(job.scenario, task.ops, task.answers[0], self.seccomp)
             job.examples.append(example)
-            cells = example.plan.cells if self._only is None else self._only
-            job.planned += len(cells)
-            for at in reversed(range(0, len(cells), CHUNK)):
-                self._give(_Task(job, "kill", example, cells=cells[at : at + CHUNK]), first=True)
+            self._try_all(job, example)
         elif task.do == "kill":
             assert task.example is not None
             for cell, facts in zip(task.cells, task.answers, strict=True):
@@ -362,6 +368,23 @@ class Runner:
                     task.example.confirm(cell, facts, answer)
         if not job.open_tasks and task.do != "rebuild" and not job.slow:
             self._confirm(job)
+
+    def _try_all(self, job: _Job, example: Example) -> None:
+        cells = example.plan.cells if self._only is None else self._only
+        job.planned += len(cells)
+        for at in reversed(range(0, len(cells), CHUNK)):
+            self._give(_Task(job, "kill", example, cells=cells[at : at + CHUNK]), first=True)
+
+    def _without_batches(self, job: _Job, example: Example, words: str) -> None:
+        """Recovery remembers something from one state to the next: judge the example anew, each in its own process."""
+        example.void = True
+        job.planned -= len(example.plan.cells if self._only is None else self._only)
+        job.tried -= len(example.cells)
+        job.slow = [(one, cell) for one, cell in job.slow if one is not example]
+        anew = Example(job.scenario, example.ops, example.prepared, self.seccomp)
+        anew.remembers = words
+        job.examples[job.examples.index(example)] = anew
+        self._try_all(job, anew)
 
     def _again_alone(self, job: _Job) -> None:
         """A time-out counts when it comes again with nothing else running; three that did are enough."""
