@@ -121,21 +121,28 @@ def generated(run: Run) -> None:
 
 @generated.ops
 def transactions() -> SearchStrategy[list[list[Change]]]:
-    """Drawn without the state, so that taking a wish away does not change what the next ones mean."""
+    """Few names for each sequence, so that its transactions meet.
+
+    Drawn without the state, so that taking a wish away does not change what the next ones mean.
+    """
     from hypothesis import strategies as st
 
     def mostly(usual: SearchStrategy, other: SearchStrategy) -> SearchStrategy:
         return st.integers(0, 15).flatmap(lambda number: other if number == 15 else usual)
 
+    def over(paths: list[str], refs: list[str]) -> SearchStrategy[list[list[Wish]]]:
+        file = st.builds(FileWish, st.sampled_from(paths), contents, modes, rarely)
+        ref = st.builds(RefWish, st.sampled_from(refs), commits, st.booleans(), rarely)
+        wishes = st.lists(mostly(file | ref, st.sampled_from(REFUSED)), min_size=1, max_size=4)
+        return st.lists(mostly(wishes, st.just([])), min_size=1, max_size=4)
+
     rarely = mostly(st.just(False), st.just(True))
-    contents = st.sampled_from([b"new\n", b"other\n", None, None, b"", b"x" * 9000])
-    modes = st.sampled_from([None, None, 0o644, 0o755, 0o400])
-    commits = st.sampled_from(["1", "2", "3", None, None])
-    files = st.builds(FileWish, st.sampled_from(PATHS), contents, modes, rarely)
-    refs = st.builds(RefWish, st.sampled_from(REFS), commits, st.booleans(), rarely)
-    wishes = st.lists(mostly(files | refs, st.sampled_from(REFUSED)), min_size=1, max_size=4)
-    transaction = mostly(wishes, st.just([]))
-    return st.lists(transaction, min_size=1, max_size=4).map(fitted).filter(changes_something)
+    contents = st.sampled_from([b"new\n", None, None, None, b"other\n", b"x" * 9000])
+    modes = mostly(st.none(), st.sampled_from([0o644, 0o755, 0o400]))
+    commits = st.sampled_from(["1", None, None, None, "2", "3"])
+    some_paths = st.lists(st.sampled_from(PATHS), min_size=1, max_size=2, unique=True)
+    some_refs = st.lists(st.sampled_from(REFS), min_size=1, max_size=2, unique=True)
+    return st.builds(over, some_paths, some_refs).flatmap(lambda drawn: drawn).map(fitted).filter(changes_something)
 
 
 generated.recover(_store.restart)
