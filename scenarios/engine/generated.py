@@ -9,6 +9,7 @@ A run draws a few; `crashtest run scenarios/engine/generated.py --examples 200` 
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -33,6 +34,10 @@ REFUSED: tuple[Change, ...] = (
     ("ref", "t.lock", "1", None),
     ("ref", "t/u", "tree", None),
 )
+SCRIPT = (b"new\n", 0o755)
+#: longer than two pages, so that a kill can cut the write
+LARGE = (b"x" * 9000, 0o400)
+COMMITS = ("1", None, "2", None, "3")
 FIRST = State({"readme": (b"first\n", 0o644)}, frozenset({"link"}), frozenset(), {"main": "2", "packed": "1"})
 
 
@@ -72,6 +77,34 @@ class RefWish(NamedTuple):
 
 
 Wish = FileWish | RefWish | Change
+
+
+def one_or_two(names: tuple[str, ...]) -> list[tuple[str, ...]]:
+    return [(name,) for name in names] + list(combinations(names, 2))
+
+
+def all_wishes(paths: tuple[str, ...], refs: tuple[str, ...]) -> list[Wish | None]:
+    """What can be wished of these names, the simplest first; what stands here more often is drawn more often."""
+    files = [FileWish(path, content, None, False) for content in (b"new\n", None, b"other\n", None) for path in paths]
+    changes = [RefWish(name, commit, blind, False) for blind in (False, True) for commit in COMMITS for name in refs]
+    modes = [FileWish(path, content, mode, False) for path in paths for content, mode in (SCRIPT, LARGE)]
+    careless = [FileWish(path, content, None, True) for content in (b"new\n", None) for path in paths]
+    wrong = [RefWish(name, commit, False, True) for commit in ("1", None) for name in refs]
+    return [*files, *changes, *modes, *files, *changes, *modes, *careless, *wrong, *REFUSED, None, None]
+
+
+def grouped(wishes: list[tuple[Wish | None, bool]]) -> list[list[Wish]]:
+    """At most four transactions of at most four: a wish that joins goes into the same one as the wish before it, and no
+    wish is an empty transaction."""
+    made: list[list[Wish]] = []
+    for wish, joins in wishes:
+        if wish is None:
+            made.append([])
+        elif joins and made and 0 < len(made[-1]) < 4:
+            made[-1].append(wish)
+        else:
+            made.append([wish])
+    return made[:4]
 
 
 def fitted(wishes: list[list[Wish]]) -> list[list[Change]]:
@@ -123,26 +156,16 @@ def generated(run: Run) -> None:
 def transactions() -> SearchStrategy[list[list[Change]]]:
     """Few names for each sequence, so that its transactions meet.
 
-    Drawn without the state, so that taking a wish away does not change what the next ones mean.
+    The wishes are one list, drawn without the state, and each is one choice: any of them can be taken away without a
+    change in what the others mean.
     """
     from hypothesis import strategies as st
 
-    def mostly(usual: SearchStrategy, other: SearchStrategy) -> SearchStrategy:
-        return st.integers(0, 15).flatmap(lambda number: other if number == 15 else usual)
+    def over(names: tuple[tuple[str, ...], tuple[str, ...]]) -> SearchStrategy[list[tuple[Wish | None, bool]]]:
+        return st.lists(st.tuples(st.sampled_from(all_wishes(*names)), st.booleans()), min_size=1, max_size=16)
 
-    def over(paths: list[str], refs: list[str]) -> SearchStrategy[list[list[Wish]]]:
-        file = st.builds(FileWish, st.sampled_from(paths), contents, modes, rarely)
-        ref = st.builds(RefWish, st.sampled_from(refs), commits, st.booleans(), rarely)
-        wishes = st.lists(mostly(file | ref, st.sampled_from(REFUSED)), min_size=1, max_size=4)
-        return st.lists(mostly(wishes, st.just([])), min_size=1, max_size=4)
-
-    rarely = mostly(st.just(False), st.just(True))
-    contents = st.sampled_from([b"new\n", None, None, None, b"other\n", b"x" * 9000])
-    modes = mostly(st.none(), st.sampled_from([0o644, 0o755, 0o400]))
-    commits = st.sampled_from(["1", None, None, None, "2", "3"])
-    some_paths = st.lists(st.sampled_from(PATHS), min_size=1, max_size=2, unique=True)
-    some_refs = st.lists(st.sampled_from(REFS), min_size=1, max_size=2, unique=True)
-    return st.builds(over, some_paths, some_refs).flatmap(lambda drawn: drawn).map(fitted).filter(changes_something)
+    few = [(paths, refs) for refs in one_or_two(REFS) for paths in one_or_two(PATHS)]
+    return st.sampled_from(few).flatmap(over).map(grouped).map(fitted).filter(changes_something)
 
 
 generated.recover(_store.restart)

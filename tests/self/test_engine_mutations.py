@@ -1,10 +1,12 @@
 """Breaking the engine turns the run red, with a story that points at the right place.
 
-Each case is the engine with one of its safeguards taken out, run through the scenario of refs and files.
+Each case is the engine with one of its safeguards taken out, run through the scenario of refs and files, or through
+generated transactions where it takes a history to show.
 """
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import shutil
@@ -14,6 +16,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+
+from crashtest.explore.generate import sequences
+from crashtest.values import parse
+from scenarios.engine import _model, generated
+from scenarios.engine._store import Change
 
 ROOT = Path(__file__).parents[2]
 
@@ -105,23 +112,30 @@ def mutated(case: Case, directory: Path) -> None:
     path.write_text(source)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_an_engine_without_a_safeguard_is_caught(name: str, tmp_path: Path) -> None:
-    case = CASES[name]
-    mutated(case, tmp_path)
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+def crash(case: Case, directory: Path, name: str, *options: str, code: int | None = None) -> dict[str, Any]:
+    """Run a scenario of the engine with the mutation; its result. code: instead of the case's own."""
+    if not (directory / "jin_core").exists():
+        mutated(case, directory)
+    environment = {**os.environ, "PYTHONPATH": f"{directory}{os.pathsep}{ROOT}"}
     done = subprocess.run(
-        [sys.executable, "-m", "crashtest", "run", "scenarios/engine/refs_and_files.py", "--report", "json"],
-        cwd=tmp_path,
+        [sys.executable, "-m", "crashtest", "run", f"scenarios/engine/{name}.py", "--report", "json", *options],
+        cwd=directory,
         env=environment,
         capture_output=True,
         text=True,
         timeout=300,
     )
-    assert done.returncode == case.code, done.stdout + done.stderr
-    report: dict[str, Any] = json.loads((tmp_path / ".crashtest/result.json").read_text())
+    assert done.returncode == (case.code if code is None else code), done.stdout + done.stderr
+    report: dict[str, Any] = json.loads((directory / ".crashtest/result.json").read_text())
     (scenario,) = report["scenarios"]
     assert scenario["harness_error"] == ""
+    return scenario
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_engine_without_a_safeguard_is_caught(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    scenario = crash(case, tmp_path, "refs_and_files")
     if case.guarantee:
         stories = [one for one in scenario["violations"] if one["guarantee"] == case.guarantee]
         assert stories, scenario["violations"]
@@ -131,3 +145,67 @@ def test_an_engine_without_a_safeguard_is_caught(name: str, tmp_path: Path) -> N
     else:
         assert scenario["verdict"] == "inconclusive"
         assert all(words in scenario["reason"] for words in case.points_at), scenario["reason"]
+
+
+def test_a_recovery_that_only_its_own_death_shows_to_be_wrong_needs_depth_two(tmp_path: Path) -> None:
+    case = CASES["redo says that it is done before it is"]
+    shallow = crash(case, tmp_path, "refs_and_files", "--depth", "1", code=0)
+    assert (shallow["verdict"], shallow["nested"]["cells"]) == ("held", 0)
+    deep = crash(case, tmp_path, "refs_and_files", "--depth", "2")
+    assert {one["guarantee"] for one in deep["violations"]} >= {"atomic"}
+    assert all(">" in one["id"] for one in deep["violations"]), "a crash of the workload alone shows nothing"
+
+
+NOTHING_TO_DO = "    decision = decide(kinds)\n    if decision is Decision.NOTHING:\n        return Recovery()\n"
+#: a transaction is known by what it changes instead of by its number: when the same change was committed before, it
+#: is taken for that one. The same change comes again only when something took it back in between.
+KNOWN_BY_CONTENT = Case(
+    "recovery.py",
+    NOTHING_TO_DO,
+    NOTHING_TO_DO
+    + """\
+    plans = [record.payload() for record in engine.wal.records if record.kind is Kind.BEGIN]
+    rows = [
+        [[row[0], *row[2:]] for row in (plan["files"] or {"changes": []})["changes"]]
+        + [row[:3] for row in (plan["refs"] or {"changes": []})["changes"]]
+        for plan in plans
+    ]
+    if decision is Decision.ROLL_BACK and any(row in before for row in rows[-1] for before in rows[:-1]):
+        decision = Decision.REDO
+""",
+    1,
+    "recovers",
+    (),
+)
+
+
+def comes_again(transactions: list[list[Change]]) -> bool:
+    """Whether some change is made twice; between the two there is one that takes it back."""
+    state, seen = generated.FIRST, set()
+    for changes in transactions:
+        new = _model.after(state, changes) or state
+        rows = {("file", name, state.files.get(name), new.files.get(name)) for name in {*state.files, *new.files}}
+        rows |= {("ref", name, state.refs.get(name), new.refs.get(name)) for name in {*state.refs, *new.refs}}
+        rows = {row for row in rows if row[2] != row[3]}
+        if rows & seen:
+            return True
+        seen |= rows
+        state = new
+    return False
+
+
+def test_a_bug_that_needs_three_operations_in_a_row_is_found_and_shrunk_to_them(tmp_path: Path) -> None:
+    count = 8
+    seed = next(  # so few sequences are drawn that not every seed has one
+        seed
+        for seed in range(100)
+        if any(
+            comes_again([parse(op) for op in ops or []]) for ops in sequences(generated.generated, seed, count)
+        )
+    )
+    options = ("--seed", str(seed), "--examples", str(count), "--depth", "1")
+    found = crash(KNOWN_BY_CONTENT, tmp_path, "generated", *options)
+    (story,) = (one for one in found["violations"] if one["guarantee"] == "recovers")
+    operations = [ast.literal_eval(text) for text in story["operations"]]
+    assert [len(changes) for changes in operations] == [1, 1, 1]
+    assert comes_again(operations)
