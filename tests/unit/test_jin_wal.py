@@ -6,6 +6,7 @@ import errno
 import itertools
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -146,9 +147,16 @@ def test_the_log_is_emptied_by_its_header_before_it_is_shortened(
     three(tmp_path / "wal")
     log = Wal(str(tmp_path / "wal"), 64)
     calls: list[str] = []
+
+    def watched(name: str, real: Callable[..., None]) -> Callable[..., None]:
+        def call(*given: object) -> None:
+            calls.append(name)
+            real(*given)
+
+        return call
+
     for name in ("write_at", "sync_data", "truncate"):
-        real = getattr(disk, name)
-        monkeypatch.setattr(disk, name, lambda *given, n=name, r=real: (calls.append(n), r(*given))[1])
+        monkeypatch.setattr(disk, name, watched(name, getattr(disk, name)))
     log.reset()
     assert calls == ["write_at", "sync_data", "truncate"]
 
