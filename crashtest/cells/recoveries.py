@@ -18,7 +18,7 @@ from crashtest.cells.realise import Bench, Ran, Restarted, failure, summary
 from crashtest.cells.supervise import Crash, Outcome, Supervision
 from crashtest.errors import HarnessError, quoted
 from crashtest.persist.tree import Tree
-from crashtest.trace import Event, Op, Step, Trace, crash_points
+from crashtest.trace import Ack, Event, Op, Step, Trace, crash_points
 
 #: states that a batch turned out unfit for, after which no more is tried
 ENOUGH_UNFIT = 3
@@ -38,13 +38,24 @@ class Cells:
     """The crash states of one example: realises them, recovers each distinct tree once, judges nothing itself.
 
     states: S0..Sn as canonical text. depth: 1 kills the workload only, 2 recovery as well, and so on. Results are
-    plain dicts for a message; `matrix.py` reads them.
+    plain dicts for a message; `matrix.py` reads them. events: the recorded run, from which states are computed.
     """
 
     def __init__(
-        self, bench: Bench, first: Tree, ops: list[str] | None, states: list[str], depth: int, batches: bool = True
+        self,
+        bench: Bench,
+        first: Tree,
+        ops: list[str] | None,
+        states: list[str],
+        depth: int,
+        batches: bool = True,
+        events: list[Event] | None = None,
     ) -> None:
         self.bench = bench
+        self.events = events or []
+        #: the tree after so many events
+        self._at, self._tree = 0, first.copy()
+        self._acked: list[bytes] = []
         self.first = first
         self.ops = ops
         self.states = states
@@ -74,7 +85,10 @@ class Cells:
         A cell in which anything timed out says so (`timed_out`), and nothing of it is remembered.
         """
         self.bench.timed_out = False
-        cell = self._kill(crash)
+        return self._timed(self._kill(crash), alone)
+
+    def _timed(self, cell: dict[str, Any], alone: bool) -> dict[str, Any]:
+        """Say whether anything timed out; then nothing of the cell is remembered, unless it came again alone."""
         cell["timed_out"] = self.bench.timed_out
         if alone:
             for facts in cell["new"].values():
@@ -378,23 +392,39 @@ class Cells:
             self._live[key] = done
         return self._live[key]
 
-    def rebuild(self, events: list[Event], acks: list[bytes], depth: int, batched: bool = False) -> dict[str, Any]:
-        """A crash state without a kill: the recorded events applied to the first state, then recovery, to `depth`.
+    def rebuild(self, cut: int, torn: int, compare: bool, alone: bool) -> dict[str, Any]:
+        """A crash state without a kill: the recorded events applied to the first state, then recovery.
 
-        batched: recovery need not have processes of its own, and what is known of the tree may stand in for it.
+        compare: to depth 1 and in processes of its own, and nothing that is remembered may stand for it. alone: as in
+        `kill`.
         """
         self.bench.timed_out = False
-        tree = self.first.copy()
-        for event in events:
-            if isinstance(event, Op):
-                tree.apply(event)
+        tree, acks = self._state(cut, torn)
         self.bench.restore(tree)
-        if depth == 1 and not batched:  # a comparison: nothing that is remembered may stand in for it
+        depth = self.depth
+        if compare:
             self.known.pop(tree.digest(), None)
-        depth, self.depth = self.depth, min(depth, self.depth)
-        found = self.settle(tree, acks, alone=not batched)
+            self.depth = 1
+        found = self.settle(tree, acks, alone=compare)
         self.depth = depth
-        return {**found, "timed_out": self.bench.timed_out}
+        return self._timed({**found, "acks": len(acks)}, alone)
+
+    def _state(self, cut: int, torn: int) -> tuple[Tree, list[bytes]]:
+        """The tree and the acks at a cut of the recorded run; cheap where cuts are asked for in order."""
+        if cut < self._at:
+            self._at, self._tree, self._acked = 0, self.first.copy(), []
+        for event in self.events[self._at : cut]:
+            if isinstance(event, Op):
+                self._tree.apply(event)
+            elif isinstance(event, Ack):
+                self._acked.append(f"{int(event.same)}{event.value}".encode())
+        self._at = cut
+        tree = self._tree.copy()
+        if torn:
+            op = self.events[cut]
+            assert isinstance(op, Op)
+            tree.apply(op._replace(data=op.data[:torn]))
+        return tree, list(self._acked)
 
 
 def cuts_of(disk: Tree, trace: Trace) -> list[tuple[int, int, Tree]]:

@@ -92,7 +92,10 @@ class Zygote:
         """Take over what another zygote (or this one) prepared: first state, operations, expected states."""
         first = Tree.from_plain(request["first"])
         bench = self._open(request)
-        self.cells = Cells(bench, first, request["ops"], request["states"], request["depth"], request["batches"])
+        events = [from_plain(event) for event in request["events"]]
+        self.cells = Cells(
+            bench, first, request["ops"], request["states"], request["depth"], request["batches"], events
+        )
         return {}
 
     def do_kill(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -107,9 +110,8 @@ class Zygote:
 
     def do_rebuild(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self.cells is not None
-        events = [from_plain(event) for event in request["events"]]
-        acks = [line.encode() for line in request["acks"]]
-        return self.cells.rebuild(events, acks, request["depth"], bool(request.get("batched")))
+        alone = bool(request.get("alone"))
+        return {"cells": [self.cells.rebuild(cut, torn, request["compare"], alone) for cut, torn in request["cells"]]}
 
     def end(self, orderly: bool = False) -> None:
         """Leave nothing behind; orderly: the main process asked for the end, and does the rest."""

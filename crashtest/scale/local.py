@@ -8,6 +8,7 @@ dies is a harness error of the scenario it worked on. Signals only its own desce
 from __future__ import annotations
 
 import contextlib
+import itertools
 import queue
 import signal
 import threading
@@ -33,7 +34,7 @@ from crashtest.scale.jobs import Job, Task, before, family
 from crashtest.scale.rundir import TOKEN, RunDirectory
 from crashtest.scale.slot import Slot
 from crashtest.scenario import Scenario, load
-from crashtest.trace import to_plain
+from crashtest.trace import Step
 from crashtest.verdict import (
     Emit,
     Note,
@@ -53,6 +54,16 @@ CHUNK = 12
 ENOUGH_TIMEOUTS = 3
 #: cells of each example that are also rebuilt from the record, besides every violation's
 SAMPLE = 4
+
+
+def _told(example: Example, cell: Cell) -> dict[str, Any]:
+    """What is known of a crash state that no kill has made."""
+    event = example.events[cell.cut] if cell.cut < len(example.events) else None
+    return {
+        "end": "killed", "problem": "", "events": cell.cut, "step": event.name if isinstance(event, Step) else "",
+        "proof": [], "proved": False, "strays": [], "outside": [],
+        "before": event.describe() if event else "", "where": event.where if event else "",
+    }  # fmt: skip
 
 
 class Runner:
@@ -213,35 +224,42 @@ class Runner:
         assert task.example is not None
         slot.serve(task.example, timeout, job.depth)
         if task.do == "kill":
-            for cell in task.cells:
-                if cell.variant == "rebuilt" or job.rebuilt:
-                    task.answers.append(self._rebuild(slot, task.example, cell, job.depth, job.rebuilt))
+
+            def recorded(cell: Cell) -> bool:
+                return job.rebuilt or cell.variant in ("rebuilt", "computed")
+
+            for from_record, cells in itertools.groupby(task.cells, recorded):
+                if from_record:
+                    task.answers += self._rebuild(slot, task.example, list(cells), alone=task.alone)
                     continue
-                request = {"do": "kill", "crashes": [list(cell[:4])], "alone": task.alone}
-                task.answers += slot.ask(request)["cells"]
+                for cell in cells:
+                    request = {"do": "kill", "crashes": [list(cell[:4])], "alone": task.alone}
+                    task.answers += slot.ask(request)["cells"]
             return
         for cell in task.cells:
+            crash = [cell.cut, cell.kind, cell.torn, "group" if cell.variant == "computed" else cell.variant]
             if cell.inner:
-                crash = [cell.cut, cell.kind, cell.torn, cell.variant]
                 task.answers.append(
                     slot.ask({"do": "kill_inner", "crash": crash, "path": [list(p) for p in cell.inner]})
                 )
-                continue
-            task.answers.append(self._rebuild(slot, task.example, cell, job.depth))
+            elif cell.variant == "computed":
+                task.answers += slot.ask({"do": "kill", "crashes": [crash], "alone": False})["cells"]
+            else:
+                task.answers += self._rebuild(slot, task.example, [cell], compare=True)
 
-    def _rebuild(self, slot: Slot, example: Example, cell: Cell, depth: int, batched: bool = False) -> dict[str, Any]:
-        """A crash state from the record, told like a killed one."""
-        events, acks = example.history(cell)
-        request = {"do": "rebuild", "events": [to_plain(e) for e in events], "acks": acks, "torn": cell.torn}
-        request["depth"] = depth if cell.variant == "rebuilt" or batched else 1
-        request["batched"] = batched
-        next_event = example.events[cell.cut] if cell.cut < len(example.events) else None
-        told = {
-            "end": "killed", "problem": "", "events": cell.cut, "step": "", "proof": [], "proved": False,
-            "strays": [], "outside": [], "acks": len(acks),
-            "before": next_event.describe() if next_event else "", "where": next_event.where if next_event else "",
-        }  # fmt: skip
-        return {**told, **slot.ask(request)}
+    def _rebuild(
+        self, slot: Slot, example: Example, cells: list[Cell], compare: bool = False, alone: bool = False
+    ) -> list[dict[str, Any]]:
+        """Crash states from the record, told like killed ones. compare: nothing remembered, in own processes."""
+        request = {
+            "do": "rebuild",
+            "cells": [[cell.cut, cell.torn] for cell in cells],
+            "compare": compare,
+            "alone": alone,
+        }
+        return [
+            {**_told(example, cell), **facts} for cell, facts in zip(cells, slot.ask(request)["cells"], strict=True)
+        ]
 
     # -- bookkeeping, in the main thread -------------------------------------------------------------------------
 
@@ -296,6 +314,8 @@ class Runner:
             for cell, facts, answer in zip(task.cells, task.killed, task.answers, strict=True):
                 if cell.inner:
                     task.example.confirm_inner(cell, facts, answer)
+                elif cell.variant == "computed":
+                    task.example.confirm_by_kill(cell, facts, answer)
                 else:
                     task.example.confirm(cell, facts, answer)
         if not job.open_tasks and task.do != "rebuild" and not job.slow:
@@ -342,7 +362,7 @@ class Runner:
             if example in job.confirmed:
                 continue
             job.confirmed.append(example)
-            pairs = [*example.to_confirm(SAMPLE), *example.inner_to_confirm()]
+            pairs = [*example.to_confirm(SAMPLE), *example.to_kill(), *example.inner_to_confirm()]
             if pairs:
                 cells, killed = [cell for cell, _ in pairs], [facts for _, facts in pairs]
                 self._give(Task(job, "rebuild", example, cells=cells, killed=killed), first=True)

@@ -22,6 +22,7 @@ from crashtest.cells.recoveries import Unbatchable
 from crashtest.errors import HarnessError, UsageError
 from crashtest.scale.rundir import TOKEN, RunDirectory
 from crashtest.scenario import Scenario
+from crashtest.trace import to_plain
 
 #: variables of the caller that would make a program behave differently here and there; the last four are of test runs
 _NOT_HANDED_ON = ("GIT_", "PYTHON", "PYTEST_", "COV_CORE_", "COVERAGE_", "TOX_")
@@ -92,7 +93,8 @@ class Slot:
         if self._serving is not example:
             request = self.request("expect", example.scenario, example.ops, timeout)
             expected = {"first": example.prepared["first"], "states": example.states, "depth": depth}
-            self.ask({**request, **expected, "batches": not example.remembers})
+            events = [to_plain(event) for event in example.events]
+            self.ask({**request, **expected, "batches": not example.remembers, "events": events})
             self._serving = example
 
     def request(self, do: str, scenario: Scenario, ops: list[str] | None, timeout: float) -> dict[str, Any]:
