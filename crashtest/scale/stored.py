@@ -313,14 +313,22 @@ def differences(record: Record, file: Path, examples: Iterable[Example]) -> list
 def _first_difference(record: Record, events: list[Event]) -> list[str]:
     """Where the recorded run leaves the stored one, if that is before the place of the crash."""
     until = record.crash().cut + 1 if record.cell is not None else len(record.events)
-    then, now = record.events[:until], [event.describe() for event in events[:until]]
-    for number, (old, new) in enumerate(zip_longest(then, now, fillvalue="its end")):
-        if _alike(old) != _alike(new):
+    then = [(words, _kind(event)) for words, event in zip(record.events, record.trace, strict=False)][:until]
+    now = [(event.describe(), _kind(to_plain(event))) for event in events[:until]]
+    end = ("its end", "")
+    for number, (old, new) in enumerate(zip_longest(then, now, fillvalue=end)):
+        if (old[1], *_alike(old[0])) != (new[1], *_alike(new[0])):
             return [
-                f"the recorded run is not the stored one: event {number + 1} is {quoted(new, 300)}, and was "
-                f"{quoted(old, 300)}"
+                f"the recorded run is not the stored one: event {number + 1} is {quoted(new[0], 300)}, and was "
+                f"{quoted(old[0], 300)}"
             ]
     return []
+
+
+def _kind(event: Any) -> str:
+    """What sort of event this is: the kind of a change, else Step or Ack. event: as `trace.to_plain` gives it."""
+    tag, first = (*event[:2], "")[:2] if isinstance(event, list) else ("", "")
+    return str(first if tag == "Op" else tag)
 
 
 def _alike(words: str) -> tuple[str, str]:
