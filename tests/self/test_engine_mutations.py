@@ -5,15 +5,22 @@ Each case is the engine with one of its safeguards taken out, run through the sc
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+
+from crashtest.explore.generate import sequences
+from crashtest.values import parse
+from scenarios.engine import _model, generated
+from scenarios.engine._store import Change
 
 ROOT = Path(__file__).parents[2]
 
@@ -150,3 +157,64 @@ def test_a_recovery_that_only_its_own_death_shows_to_be_wrong_needs_depth_two(tm
     deep = crash(DONE_TOO_EARLY, tmp_path, "refs_and_files", "--depth", "2")
     assert "atomic" in {one["guarantee"] for one in deep["violations"]}
     assert all(">" in one["id"] and "; then recovery died before" in one["point"] for one in deep["violations"])
+
+
+NOTHING_TO_DO = "    decision = decide(kinds)\n    if decision is Decision.NOTHING:\n        return Recovery()\n"
+#: a transaction is known by what it changes instead of by its number: when the same change was committed before, it
+#: is taken for that one. The same change comes again only when something took it back in between.
+KNOWN_BY_CONTENT = Case(
+    "recovery.py",
+    NOTHING_TO_DO,
+    NOTHING_TO_DO
+    + """\
+    plans = [record.payload() for record in engine.wal.records if record.kind is Kind.BEGIN]
+    rows = [
+        [[row[0], *row[2:]] for row in (plan["files"] or {"changes": []})["changes"]]
+        + [row[:3] for row in (plan["refs"] or {"changes": []})["changes"]]
+        for plan in plans
+    ]
+    if decision is Decision.ROLL_BACK and any(row in before for row in rows[-1] for before in rows[:-1]):
+        decision = Decision.REDO
+""",
+    1,
+    "recovers",
+    (),
+)
+
+
+def comes_again(transactions: list[list[Change]]) -> bool:
+    """Whether some change is made twice; between the two there is one that takes it back."""
+    state = generated.FIRST
+    seen: set[tuple[str, str, object, object]] = set()
+    for changes in transactions:
+        new = _model.after(state, changes) or state
+        rows = {row for row in _rows(state, new) if row[2] != row[3]}
+        if rows & seen:
+            return True
+        seen |= rows
+        state = new
+    return False
+
+
+def _rows(old: _model.State, new: _model.State) -> Iterator[tuple[str, str, object, object]]:
+    for name in {*old.files, *new.files}:
+        yield "file", name, old.files.get(name), new.files.get(name)
+    for name in {*old.refs, *new.refs}:
+        yield "ref", name, old.refs.get(name), new.refs.get(name)
+
+
+def test_a_bug_that_needs_three_operations_in_a_row_is_found_and_shrunk_to_them(tmp_path: Path) -> None:
+    count = 8
+    seed = next(  # so few sequences are drawn that not every seed has one
+        seed
+        for seed in range(100)
+        if any(
+            comes_again([parse(op) for op in ops or []]) for ops in sequences(generated.generated, seed, count)
+        )
+    )
+    options = ("--seed", str(seed), "--examples", str(count), "--depth", "1")
+    found = crash(KNOWN_BY_CONTENT, tmp_path, "generated", *options)
+    (story,) = (one for one in found["violations"] if one["guarantee"] == "recovers")
+    operations = [ast.literal_eval(text) for text in story["operations"]]
+    assert [len(changes) for changes in operations] == [1, 1, 1]
+    assert comes_again(operations)
