@@ -85,10 +85,17 @@ class Losses:
                     inner=tuple((cut, kind, torn) for cut, kind, torn in inner["path"]),
                     lost=_names(inner["lost"]), lost_first=None if first is None else _names(first),
                 )  # fmt: skip
+                shown = None if self._broken(told) else inner["shown"]
                 facts = {**told, **inner, "acks": told["acks"], "before": told["before"], "then": inner["before"]}
                 facts["marks"] = sorted({*inner["marks"], *(told["marks"] if first else ())})
-                for fault in self._faults(facts, inner["shown"]):
+                for fault in self._faults(facts, shown):
                     self.faults.append((fault, nested, facts))
+
+    def _broken(self, told: dict[str, Any]) -> bool:
+        """Whether the recovery that is cut shows something wrong already: then it has not promised anything."""
+        tree = self.facts[told["tree"]]
+        _, found = judge.faults(self.scenario, self.expected, tree, told["acks"], told["extra"])
+        return bool({fault.guarantee for fault in found} & {*_STATE, "idempotent"})
 
     def _faults(self, told: dict[str, Any], shown: str | None) -> list[Fault]:
         tree = self.facts[told["tree"]]
@@ -109,7 +116,7 @@ class Losses:
             told[cause.fault.guarantee] = told.get(cause.fault.guarantee, 0) + 1
         bare = self._bare()
         for fault, cell, facts in sorted(self.faults, key=_order):
-            known = (fault.guarantee, cell) in self._failed or (fault.guarantee, *_at(cell)) in bare
+            known = (fault.guarantee, cell) in self._failed or _explained(fault, cell, bare)
             known = known or self._cause_of(fault, cell, facts) is not None
             if _losing(cell) and not known and told.get(fault.guarantee, 0) < CAUSES:
                 return fault, cell, facts
@@ -124,8 +131,14 @@ class Losses:
         return None
 
     def _bare(self) -> set[tuple[Any, ...]]:
-        """Where a guarantee breaks although nothing is lost: what is lost there besides says nothing."""
-        return {(fault.guarantee, *_at(cell)) for fault, cell, _ in self.faults if cell.model and not _losing(cell)}
+        """Where a guarantee breaks although nothing is lost, and which losses break one without a cut in recovery."""
+        bare: set[tuple[Any, ...]] = set()
+        for fault, cell, _ in self.faults:
+            if not _losing(cell):
+                bare.add((fault.guarantee, *_at(cell)))
+            elif not cell.inner:
+                bare.add((fault.guarantee, cell.cut, cell.lost))
+        return bare
 
     def take_reduced(self, fault: Fault, cell: Cell, facts: dict[str, Any], reduced: dict[str, Any]) -> None:
         """What reducing a fault came to: with fewer losses, in processes of its own, it must break the same."""
@@ -145,7 +158,7 @@ class Losses:
         counts = [0] * len(self.causes)
         bare = self._bare()
         for fault, cell, facts in self.faults:
-            if not _losing(cell) or (fault.guarantee, *_at(cell)) in bare:
+            if not _losing(cell) or _explained(fault, cell, bare):
                 continue
             number = self._cause_of(fault, cell, facts)
             if number is None:
@@ -164,6 +177,15 @@ class Losses:
 
 def _losing(cell: Cell) -> bool:
     return bool(cell.lost or cell.lost_first)
+
+
+def _explained(fault: Fault, cell: Cell, bare: set[tuple[Any, ...]]) -> bool:
+    """Whether a guarantee breaks there anyway, so that what was lost, or cut in recovery, says nothing more."""
+    if (fault.guarantee, *_at(cell)) in bare:
+        return True
+    if not cell.inner:
+        return False
+    return (fault.guarantee, cell.cut, (), False) in bare or (fault.guarantee, cell.cut, cell.lost_first) in bare
 
 
 def _at(cell: Cell) -> tuple[Any, ...]:

@@ -254,8 +254,8 @@ class Power:
         )
         after = root.events[last]
         place = getattr(after, "where", "")
-        between = f"after {place}" if place else ""
-        between += f"{' and ' if between else ''}before {until}" if until and until != place else ""
+        between = f"after {_line(place)}" if place else ""
+        between += f"{' and ' if between else ''}before {_line(until)}" if until and until != place else ""
         return {
             "lost": words, "kept": kept, "barrier": " and ".join(dict.fromkeys(barriers)), "where": between,
         }  # fmt: skip
@@ -273,7 +273,12 @@ def broken(cells: Cells, expected: judge.Expected, facts: dict[str, Any]) -> set
 
 
 def _in(where: str) -> str:
-    return f", in {where}" if where else ""
+    return f", in {_line(where)}" if where else ""
+
+
+def _line(where: str) -> str:
+    """The innermost line of the program alone: a story names several places."""
+    return where.partition(" < ")[0]
 
 
 def _marks(events: list[Event], lost: list[Name]) -> list[str]:
