@@ -1,8 +1,8 @@
 """SQLite with a write-ahead log (`journal_mode=WAL`): what each setting of `synchronous` survives.
 
 New pages are appended to `shop.db-wal`, each frame with a checksum that includes those before it; a commit is a frame
-that says so. The first to open the database after a crash takes the frames up to the last whole commit; the last to close
-it moves them into the database. Killed, all four settings keep every transaction. When the power is cut:
+that says so. The first to open the database after a crash takes the frames up to the last whole commit; the last to
+close it moves them into the database. Killed, all four settings keep every transaction. When the power is cut:
 
 - OFF syncs nothing, also not before frames are moved: damage, half transactions, lost commits.
 - NORMAL syncs the log before its frames are moved and the database before the log is used again, not at a commit:
@@ -15,7 +15,7 @@ from functools import partial
 from crashtest import DEFAULT, Run, scenario
 
 from . import _sqlite
-from ._sqlite import deliveries, inventory, trade
+from ._sqlite import deliveries, inventory, one_delivery, trade
 
 shop = partial(_sqlite.shop, "WAL")
 
@@ -25,7 +25,7 @@ def wal_off(run: Run) -> None:
     trade("OFF", run)
 
 
-wal_off.ops(deliveries)
+wal_off.ops(one_delivery)
 wal_off.observe(partial(inventory, "OFF"))
 
 
@@ -34,7 +34,7 @@ def wal_normal(run: Run) -> None:
     trade("NORMAL", run)
 
 
-wal_normal.ops(deliveries)
+wal_normal.ops(one_delivery)
 wal_normal.observe(partial(inventory, "NORMAL"))
 
 
@@ -52,5 +52,5 @@ def wal_extra(run: Run) -> None:
     trade("EXTRA", run)
 
 
-wal_extra.ops(deliveries)
+wal_extra.ops(one_delivery)
 wal_extra.observe(partial(inventory, "EXTRA"))
