@@ -1,6 +1,6 @@
 """The lean process in which everything is measured: crashtest's zygote, which can also call functions of this package.
 
-Guarantees: hand-written loops fork from the process from which crashtest's forkers were forked, on the same core, so
+Guarantees: hand-written loops fork from the process that crashtest's forkers were forked from, on the same core, so
 that they differ in what they do and in nothing else. Ends, with all it started, when its `Lean` is closed.
 """
 

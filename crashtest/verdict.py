@@ -32,6 +32,10 @@ class Violation(msgspec.Struct, kw_only=True):
     observed: str
     lost: list[str] = []
     hint: str = ""
+    #: the operations of the sequence that showed it, in words, where they were drawn; else empty
+    operations: list[str] = []
+    #: how that sequence was made smaller, in words; "" when it was not
+    shrunk: str = ""
 
 
 class ModelResult(msgspec.Struct, kw_only=True):
@@ -55,6 +59,8 @@ class Nested(msgspec.Struct, kw_only=True):
 
     depth: int = 1
     cells: int = 0
+    #: distinct (tree, acks) judged that no crash of the workload alone led to
+    unique_states: int = 0
     #: the depth at which nothing new appeared, so that deeper crashes lead to nothing else; None: not seen
     closed: int | None = None
 
@@ -67,6 +73,8 @@ class ScenarioResult(msgspec.Struct, kw_only=True):
     as_expected: bool
     reason: str = ""
     operations: int = 0
+    #: how many different operation sequences were tried; 1 where none are drawn
+    sequences: int = 0
     seconds: float = 0.0
     models: dict[str, ModelResult] = {}
     nested: Nested = msgspec.field(default_factory=Nested)
@@ -81,6 +89,8 @@ class ScenarioResult(msgspec.Struct, kw_only=True):
     notes: list[str] = []
     #: set when crashtest itself failed here; then the verdict is inconclusive
     harness_error: str = ""
+    #: it cannot be judged as it is written; `reason` says why
+    usage_error: bool = False
 
 
 class RunResult(msgspec.Struct, kw_only=True):
@@ -120,6 +130,14 @@ class Progress(msgspec.Struct, tag="progress"):
     total: int
 
 
+class Shrinking(msgspec.Struct, tag="shrinking"):
+    """A failing sequence of a scenario is made smaller: one more, of so many operations, is tried."""
+
+    name: str
+    runs: int
+    operations: int
+
+
 class ScenarioFinished(msgspec.Struct, tag="scenario-finished"):
     result: ScenarioResult
 
@@ -134,17 +152,16 @@ class RunFinished(msgspec.Struct, tag="run-finished"):
     result: RunResult
 
 
-Event = RunStarted | ScenarioStarted | Progress | ScenarioFinished | Note | RunFinished
+Event = RunStarted | ScenarioStarted | Progress | Shrinking | ScenarioFinished | Note | RunFinished
 Emit = Callable[[Event], None]
 
 
 def exit_code(results: list[ScenarioResult], stopped: str, allow_partial: bool = False) -> int:
-    """The exit code by precedence (semantics): 130 interrupted, 1 violated, 3 unknown, 5 nothing, 0.
-
-    Usage errors (2) end the run before there is a result.
-    """
+    """The exit code by precedence (semantics): 130 interrupted, 2 usage, 1 violated, 3 unknown, 5 nothing, 0."""
     if stopped == "interrupted":
         return 130
+    if any(r.usage_error for r in results):
+        return 2
     if any(not r.as_expected and r.verdict == "violated" for r in results):
         return 1
     if any(not r.as_expected and r.verdict == "held" for r in results):

@@ -223,6 +223,10 @@ class Example:
             return f"{_call(facts['then'])} {facts['inner_where']} in recovery"
         return f"{_call(facts['before'])} {self.where(cell, facts)}"
 
+    def can_be_rebuilt(self, cell: Cell, facts: dict[str, Any]) -> bool:
+        """Whether the record gives the crash state of a cell: a kill of the whole group where it was recorded."""
+        return cell.variant in ("group", "rebuilt") and (cell.variant == "rebuilt" or self._comparable(cell, facts))
+
     def _comparable(self, cell: Cell, facts: dict[str, Any]) -> bool:
         """Whether the state can be rebuilt: what it left in TMPDIR and HOME is not in the record."""
         return self._same_place(cell, facts) and not facts["scratch"]
@@ -403,9 +407,15 @@ def result(
         as_expected=False,
         reason=reason,
         operations=max((len(e.states) - 1 for e in examples if e.states), default=0),
+        sequences=sum(bool(e.cells) for e in examples),
         seconds=round(seconds, 3),
         models={"kill": model},
-        nested=Nested(depth=depth, cells=sum(e.inner for e in examples), closed=_closed(examples, depth)),
+        nested=Nested(
+            depth=depth,
+            cells=sum(e.inner for e in examples),
+            unique_states=sum(len(e.seen_inner - e.seen) for e in examples),
+            closed=_closed(examples, depth),
+        ),
         violations=violations,
         self_proofs=sum(e.self_proofs for e in examples),
         rebuilt=sum(e.rebuilt for e in examples),

@@ -14,7 +14,7 @@ import pytest
 from crashtest.cells.matrix import Example
 from crashtest.cells.plan import Cell
 from crashtest.errors import HarnessError
-from crashtest.scale.local import Slot
+from crashtest.scale.slot import Slot
 from crashtest.scenario import load
 from crashtest.verdict import ScenarioResult
 
