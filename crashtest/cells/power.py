@@ -34,8 +34,8 @@ class Bounds(NamedTuple):
 
     per_cut: int
     total: int
-    per_recovery: int = 24
-    recoveries: int = 24
+    per_recovery: int
+    recoveries: int
 
 
 class Root(NamedTuple):
