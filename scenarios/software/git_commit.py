@@ -1,0 +1,73 @@
+"""`git commit` writes objects, index and branch with hardly a sync: a power cut can take the repository with it.
+
+A change is staged and then committed. Killed anywhere, git keeps the old commit or the new one, but it leaves `index.lock`
+or `HEAD.lock` behind, and the next commit refuses to start until somebody removes it (`live`). When the power is cut:
+
+- with git's defaults (`core.fsync=committed,-loose-object`) the new branch may name a commit whose objects are empty
+  (`recovers`), and a commit that was reported may be gone (`durable`);
+- with `core.fsync=all` each file is synced, but no directory: an object may still have lost its name (`recovers`), and
+  the branch may still be the old one (`durable`).
+"""
+
+import subprocess
+from pathlib import Path
+
+from crashtest import DEFAULT, Run, scenario
+
+
+def git(directory: Path, *words: str) -> str:
+    """The output of a git command. Raises `RuntimeError` with git's own words when it fails."""
+    done = subprocess.run(["git", "-C", str(directory), *words], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"git {words[0]}: {done.stderr.strip().partition(chr(10))[0]}")
+    return done.stdout.strip()
+
+
+def repository(directory: Path) -> None:
+    git(directory, "-c", "init.templateDir=", "init", "-q", "-b", "main")
+    for text in ("first", "second"):
+        (directory / "notes").write_text(f"{text}\n")
+        git(directory, "add", "notes")
+        if text == "first":
+            git(directory, "commit", "-qm", text)
+
+
+def repository_fsync_all(directory: Path) -> None:
+    repository(directory)
+    git(directory, "config", "core.fsync", "all")
+
+
+def commit(run: Run) -> None:
+    for subject in run.ops:
+        git(run.dir, "commit", "-qm", subject)
+        run.ack(subject)
+
+
+def subjects() -> list[str]:
+    return ["second"]
+
+
+def history(directory: Path) -> dict[str, str]:
+    """What a user looks at: the history with its changes (reads every object of it), and what is staged."""
+    return {
+        "log": git(directory, "log", "--numstat", "--format=%s"),
+        "staged": git(directory, "diff", "--cached", "--numstat"),
+    }
+
+
+@scenario(setup=repository, guarantees=DEFAULT | {"live"})
+def git_commit(run: Run) -> None:
+    commit(run)
+
+
+git_commit.ops(subjects)
+git_commit.observe(history)
+
+
+@scenario(setup=repository_fsync_all)
+def git_commit_fsync_all(run: Run) -> None:
+    commit(run)
+
+
+git_commit_fsync_all.ops(subjects)
+git_commit_fsync_all.observe(history)

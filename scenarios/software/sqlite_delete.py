@@ -1,0 +1,60 @@
+"""SQLite with its rollback journal (`journal_mode=DELETE`): what each setting of `synchronous` survives.
+
+Old pages are copied to `shop.db-journal`, the database file is changed, and deleting the journal is the commit. The first
+to open the database after a crash finds a hot journal and rolls it back, so recovery is nothing but looking. Killed, all
+four settings keep every transaction whole and none that was committed is lost. When the power is cut:
+
+- OFF syncs nothing: the database may be damaged, half a transaction may be there, commits may be gone.
+- NORMAL and FULL sync the journal, with its name, before the database, and the database before the journal is deleted.
+  That deletion itself is not synced: if it is lost, the journal is hot again and takes the last commit back (`durable`).
+- EXTRA syncs the directory after the deletion: everything holds.
+
+NORMAL differs from FULL in one sync between the journal's pages and the header that counts them. SQLite's documentation
+says of NORMAL that a power cut at the wrong time might corrupt the database on an old file system; see
+`docs/known-software.md` for what was found of that.
+"""
+
+from functools import partial
+
+from crashtest import DEFAULT, Run, scenario
+
+from . import _sqlite
+from ._sqlite import deliveries, inventory, trade
+
+shop = partial(_sqlite.shop, "DELETE")
+
+
+@scenario(setup=shop, expect={"posix": {"recovers", "atomic", "durable"}})
+def delete_off(run: Run) -> None:
+    trade("OFF", run)
+
+
+delete_off.ops(deliveries)
+delete_off.observe(partial(inventory, "OFF"))
+
+
+@scenario(setup=shop, expect={"posix": {"durable"}})
+def delete_normal(run: Run) -> None:
+    trade("NORMAL", run)
+
+
+delete_normal.ops(deliveries)
+delete_normal.observe(partial(inventory, "NORMAL"))
+
+
+@scenario(setup=shop, expect={"posix": {"durable"}})
+def delete_full(run: Run) -> None:
+    trade("FULL", run)
+
+
+delete_full.ops(deliveries)
+delete_full.observe(partial(inventory, "FULL"))
+
+
+@scenario(setup=shop, guarantees=DEFAULT | {"live"})
+def delete_extra(run: Run) -> None:
+    trade("EXTRA", run)
+
+
+delete_extra.ops(deliveries)
+delete_extra.observe(partial(inventory, "EXTRA"))
