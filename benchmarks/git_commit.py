@@ -6,6 +6,7 @@ The worker takes the time of the one command, so starting the worker is in none 
 from __future__ import annotations
 
 import shutil
+from contextlib import closing
 from typing import Any
 
 from benchmarks.lean import Lean
@@ -56,10 +57,11 @@ def run(lean: Lean, quick: bool) -> Result:
 
 def commit(zygote: Zygote, before: list[str], record: bool) -> dict[str, Any]:
     """In the lean process: one commit on a fresh copy of the repository."""
-    bench = Bench(zygote.scenarios[GIT_COMMIT.function], zygote.root, zygote.sock.fileno(), 60.0, True)
-    if not _first:
-        _first.append(bench.first_state())
-    ran, _ = bench.run(_first[0], [canonical(word) for word in before], record=record, stacks=record)
+    scenario = zygote.scenarios[GIT_COMMIT.function]
+    with closing(Bench(scenario, zygote.root, zygote.sock.fileno(), 60.0, True)) as bench:
+        if not _first:
+            _first.append(bench.first_state())
+        ran, _ = bench.run(_first[0], [canonical(word) for word in before], record=record, stacks=record)
     out = ran.outcome
     if out.end != "normal" or ran.proof or len(out.acks) != 1:
         raise RuntimeError(f"{out.end} {ran.proof} {out.answer} {out.output}")

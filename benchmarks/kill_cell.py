@@ -29,6 +29,7 @@ def run(lean: Lean, quick: bool) -> Result:
         "states": prepared["states"],
         "depth": 1,
         "batches": True,
+        "events": prepared["events"],
     }
     cells = Example(THREE_FILES, None, prepared, True).plan.cells
     cuts, stops = [cell.cut for cell in cells], len(prepared["events"])
@@ -94,6 +95,7 @@ def profile(lean: Lean, repeat: int) -> str:
             "states": prepared["states"],
             "depth": 1,
             "batches": True,
+            "events": prepared["events"],
         }
     )
     return str(lean.call("benchmarks.kill_cell:profiled", cells=cells, repeat=repeat))

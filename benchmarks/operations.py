@@ -86,6 +86,8 @@ def measured(zygote: Zygote, size: int, sample: int, stacks: bool) -> dict[str, 
             _good(facts["problem"] or facts["proof"])
         spent += time.perf_counter() - began
         count += len(chosen)
+    cells.close()
+    bench.close()
     cell_time, plain_runs = spent / count, 2 * (size + 1)
     return {
         "plain": plain, "plain measured": len(lengths), "plain runs": plain_runs, "recorded": recorded,

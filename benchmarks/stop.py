@@ -11,6 +11,7 @@ import contextlib
 import importlib.util
 import os
 import signal
+from contextlib import closing
 from typing import Any
 
 from benchmarks import handwritten, subjects
@@ -62,9 +63,10 @@ def run(lean: Lean, quick: bool) -> Result:
 
 
 def _through_bench(zygote: Zygote, calls: int, **options: Any) -> int:
-    bench = Bench(zygote.scenarios[subjects.PWRITES.function], zygote.root, zygote.sock.fileno(), 60.0, True)
-    bench.end = "quick"
-    ran, _ = bench.run(bench.first_state(), [str(calls)], **options)
+    scenario = zygote.scenarios[subjects.PWRITES.function]
+    with closing(Bench(scenario, zygote.root, zygote.sock.fileno(), 60.0, True)) as bench:
+        bench.end = "quick"
+        ran, _ = bench.run(bench.first_state(), [str(calls)], **options)
     if ran.outcome.end != "normal" or ran.proof:
         raise RuntimeError(f"{ran.outcome.end}: {ran.proof}")
     if options and len(ran.outcome.trace.events) != calls + 1:

@@ -103,7 +103,7 @@ def cli() -> None:
     help="1 kills the workload only, 2 kills recovery as well, 3 the recovery after that, and so on.",
 )  # fmt: skip
 @click.option(
-    "--losses", type=click.IntRange(1), default=300, show_default=True, metavar="N",
+    "--losses", type=click.IntRange(1), default=150, show_default=True, metavar="N",
     help="How many losses of a power cut are tried for one sequence of operations.",
 )  # fmt: skip
 @click.option(

@@ -15,7 +15,7 @@ class Settings:
 
     models: tuple[str, ...] = ("kill", "posix")
     #: how many losses of a power cut are tried for one sequence of operations
-    losses: int = 300
+    losses: int = 150
     seed: int = 0
     jobs: int = 1
     #: the core of the first worker: several runs at a time are kept apart with it

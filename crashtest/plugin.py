@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from crashtest.errors import HarnessError, UsageError, quoted
-from crashtest.scenario import NO_SCENARIOS, Scenario, load
+from crashtest.scenario import MODELS, NO_SCENARIOS, Scenario, load
 
 if TYPE_CHECKING:
     from crashtest.verdict import RunResult, ScenarioResult
@@ -74,6 +74,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="Sequences of operations drawn for a scenario whose ops is a strategy (default: 5).",
     )  # fmt: skip
     group.addoption(
+        "--crashtest-model", default=",".join(MODELS), metavar="NAMES",
+        help=f"Persistence models, comma separated (default: {','.join(MODELS)}).",
+    )  # fmt: skip
+    group.addoption(
+        "--crashtest-losses", type=int, metavar="N",
+        help="How many losses of a power cut are tried for one sequence of operations.",
+    )  # fmt: skip
+    group.addoption(
         "--crashtest-timeout", type=float, default=10.0, metavar="SECONDS",
         help="How long one run of a part of a scenario may take, where the scenario does not say so (default: 10).",
     )  # fmt: skip
@@ -95,11 +103,15 @@ def pytest_configure(config: pytest.Config) -> None:
     for option, value, least, most in (
         ("--crashtest-seed", config.getoption("crashtest_seed"), 0, 2**63 - 1),
         ("--crashtest-examples", config.getoption("crashtest_examples"), 1, 10**6),
+        ("--crashtest-losses", config.getoption("crashtest_losses"), 1, 10**9),
         ("--crashtest-timeout", config.getoption("crashtest_timeout"), 1e-3, 1e9),
         ("--crashtest-jobs", config.getoption("crashtest_jobs"), 1, 9999),
     ):
         if value is not None and not least <= value <= most:
             raise pytest.UsageError(f"{option} {value} is not between {least} and {most}")
+    unknown = [name for name in config.getoption("crashtest_model").split(",") if name not in MODELS]
+    if unknown:
+        raise pytest.UsageError(f"--crashtest-model {quoted(unknown[0])} is none; known: {', '.join(MODELS)}")
     told: dict[str, Any] | None = getattr(config, "workerinput", None)
     if told is not None:
         number = int(re.sub(r"\D", "", told["workerid"]) or 0)
@@ -278,7 +290,8 @@ def _judge(node: pytest.Item, scenario: Scenario, file: Path, changed: Mapping[s
         surprising = words.unexpected(result)
         if surprising:
             first = surprising[0]
-            because = f"{first.guarantee} is violated under {first.model}, died {first.point}"
+            how = "died" if first.model == "kill" else "power cut"
+            because = f"{first.guarantee} is violated under {first.model}, {how} {first.point}"
         raise NotAsExpected(shown, words.safe(f"{mark}: {because}" if because else mark, 400), result)
     return result, shown
 
@@ -297,8 +310,11 @@ def _run(config: pytest.Config, scenario: Scenario, file: Path, changed: Mapping
             from crashtest.options import usable_cores
 
             jobs = usable_cores()
+    losses = config.getoption("crashtest_losses")
     given: dict[str, Any] = {
         "seed": session.seed,
+        "models": tuple(config.getoption("crashtest_model").split(",")),
+        **({} if losses is None else {"losses": losses}),
         "timeout": config.getoption("crashtest_timeout"),
         "examples": config.getoption("crashtest_examples"),
         "remember": config.getoption("crashtest_seed") is None,

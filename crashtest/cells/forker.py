@@ -97,6 +97,7 @@ class Forker:
         parent = os.getpid()
         self.pid = os.fork()
         if self.pid == 0:
+            forkers.clear()  # they are the zygote's, whatever is closed on the way out of its frames
             raise BecomeForker(lambda: _serve(line, pipes, make_body, cwd, program, steps, builtin, parent))
         forkers.add(self.pid)
         for fd in (result, ack, step, stack, line):

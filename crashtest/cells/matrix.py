@@ -109,14 +109,20 @@ def _walked(examples: list[Example], model: str, unrun: int, unknown: bool) -> M
         nested=sum(walk.nested for walk in walks),
         skipped=min(sum(walk.skipped for walk in walks), 1 << 53),
     )
-    made.exhaustive = not unknown and bool(walks) and all(walk.exhaustive for walk in walks)
+    done = bool(walks) and not any(_unfinished(example, model) for example in examples)
+    made.exhaustive = not unknown and done and all(walk.exhaustive for walk in walks)
     return made
 
 
 def _unfinished(example: Example, model: str) -> bool:
     """Whether a walk was begun and did not come to its end, or never begun."""
     walk = example.losses.get(model)
-    return not example.reason and (walk is None or walk.finished < walk.shards)
+    return not example.reason and (walk is None or walk.finished < max(walk.shards, 1))
+
+
+def unwalked(examples: list[Example], models: tuple[str, ...]) -> bool:
+    """Whether some states that a power cut may leave were to be tried, and were not."""
+    return any(_unfinished(example, model) for model in models if model != "kill" for example in examples)
 
 
 def _closed(examples: list[Example], depth: int) -> int | None:

@@ -21,7 +21,7 @@ from crashtest.cells.recoveries import Cells
 from crashtest.persist.models import Model, barrier, describe
 from crashtest.persist.states import Limits, Name, Walk, reduced, state_of, window_at
 from crashtest.persist.tree import Tree
-from crashtest.trace import Ack, Event, Op, Step, crash_points
+from crashtest.trace import Ack, Event, Op, Step
 
 #: seconds after which what has been found is sent
 TURN = 0.3
@@ -34,8 +34,8 @@ class Bounds(NamedTuple):
 
     per_cut: int
     total: int
-    per_recovery: int = 24
-    recoveries: int = 24
+    per_recovery: int
+    recoveries: int
 
 
 class Root(NamedTuple):
@@ -110,7 +110,8 @@ class Power:
     def _nested(self, number: int, cuts: list[tuple[int, list[Name] | None, Tree]]) -> Iterator[dict[str, Any] | None]:
         """Recovery after a kill, and recovery after a power cut, each cut by the power in turn."""
         index, of = self.shard
-        kills = crash_points(self.cells.events)
+        # right after a change, before it is synced, a kill leaves most to be lost later
+        kills = [n + 1 for n, e in enumerate(self.cells.events) if isinstance(e, Op) and e.changes]
         chosen: list[tuple[int, list[Name] | None, Tree]] = [
             (cut, None, self.cells.state(cut, 0)[0]) for cut in _spread(kills, self.bounds.recoveries)[index::of]
         ]
@@ -132,31 +133,38 @@ class Power:
         walk = Walk(root.first, root.events, self.model, limits=limits, seed=self.seed, begin=root.begin)
         for state in walk:
             self.nested += 1
-            over = root.ended and state.cut == len(root.events)
             found = self.cells.settle(state.tree, self.acks[:acked], alone=False, on_disk=False)
             new.update(found["new"])
-            event = root.events[state.cut] if state.cut < len(root.events) - root.ended else None
-            before, where = summary(event)
-            yield {
-                "path": [[state.cut - root.begin, kind_of(root.events, state.cut), 0]], "lost": state.lost,
-                "tree": found["tree"], "extra": found["extra"], "outer": root.outer, "before": before, "where": where,
-                "step": event.name if isinstance(event, Step) else "", "shown": root.shown if over else None,
-                "marks": _marks(root.events, state.lost),
-            }  # fmt: skip
+            told = self._told_inner(root, state.cut, state.lost)
+            yield {**told, "tree": found["tree"], "extra": found["extra"]}
         self.nested_complete = self.nested_complete and walk.coverage.exhaustive
 
-    def _cell(self, number: int, cut: int, lost: list[Name], tree: Tree) -> dict[str, Any]:
-        """Recover one state; told as a kill's is (`recoveries.py`)."""
-        self.cells.bench.timed_out = False
-        events = self.cells.events
-        acks = [e for e in events[:cut] if isinstance(e, Ack)]
-        event = events[cut] if cut < len(events) else None
+    def _told_inner(self, root: Root, at: int, lost: list[Name]) -> dict[str, Any]:
+        """A power cut in recovery, without what came of it."""
+        over = root.ended and at == len(root.events)
+        event = root.events[at] if at < len(root.events) - root.ended else None
         before, where = summary(event)
-        found = self.cells.settle(tree, self.acks[: len(acks)], alone=False, on_disk=False)
         return {
-            "number": number, "cut": cut, "lost": lost, "acks": len(acks), "before": before, "where": where, "step": "",
-            "timed_out": self.cells.bench.timed_out, "again": False, "marks": _marks(events, lost), **found,
+            "path": [[at - root.begin, kind_of(root.events, at), 0]], "lost": lost, "outer": root.outer,
+            "before": before, "where": where, "step": event.name if isinstance(event, Step) else "",
+            "shown": root.shown if over else None, "marks": _marks(root.events, lost),
         }  # fmt: skip
+
+    def _told(self, number: int, cut: int, lost: list[Name]) -> dict[str, Any]:
+        """A power cut in the run, without what came of it; as a kill is told (`recoveries.py`)."""
+        events = self.cells.events
+        before, where = summary(events[cut] if cut < len(events) else None)
+        return {
+            "number": number, "cut": cut, "lost": lost, "acks": sum(isinstance(e, Ack) for e in events[:cut]),
+            "before": before, "where": where, "step": "", "again": False, "marks": _marks(events, lost),
+        }  # fmt: skip
+
+    def _cell(self, number: int, cut: int, lost: list[Name], tree: Tree) -> dict[str, Any]:
+        """Recover one state."""
+        self.cells.bench.timed_out = False
+        told = self._told(number, cut, lost)
+        found = self.cells.settle(tree, self.acks[: told["acks"]], alone=False, on_disk=False)
+        return {**told, "timed_out": self.cells.bench.timed_out, **found}
 
     def root(self, cut: int, lost: list[Name] | None, tree: Tree) -> Root | None:
         """Recovery of a tree, recorded; lost: None after a kill, when what was not synced can still be lost."""
@@ -188,11 +196,7 @@ class Power:
         cut, lost, path = asked["cut"], asked["lost"], asked["path"]
         if not path:
             return whole, cut, state_of(whole.first, whole.events, cut, lost, self.model)
-        first = asked["lost_first"]
-        tree = self.cells.state(cut, 0)[0]
-        if first is not None:
-            tree = state_of(whole.first, whole.events, cut, first, self.model)
-        root = self.root(cut, first, tree)
+        root = self.root(cut, asked["lost_first"], self._outer(asked))
         if root is None:
             raise Unfit("recovery did not come to its end when it was to be cut by the power")
         at = root.begin + path[-1][0]
@@ -201,7 +205,21 @@ class Power:
     def again(self, asked: dict[str, Any]) -> dict[str, Any]:
         """One state, recovered in processes of its own with nothing remembered."""
         root, at, tree = self.find(asked)
-        return {**self._alone(root, at, tree, asked["cut"]), "number": 0, "again": False}
+        facts = self._alone(root, at, tree, asked["cut"])
+        if not asked["path"]:
+            return {**self._told(0, asked["cut"], asked["lost"]), **facts}
+        first = asked["lost_first"]
+        told = self._cell(0, asked["cut"], first or [], self._outer(asked))
+        inner = {**self._told_inner(root, at, asked["lost"]), **facts, "path": asked["path"]}
+        new = {**told["new"], **facts["new"]}
+        return {**told, "new": new, "again": True, "lost_first": first, "inner": [inner]}
+
+    def _outer(self, asked: dict[str, Any]) -> Tree:
+        """The tree whose recovery is cut."""
+        if asked["lost_first"] is None:
+            return self.cells.state(asked["cut"], 0)[0]
+        cells = self.cells
+        return state_of(cells.first, cells.events, asked["cut"], asked["lost_first"], self.model)
 
     def _alone(self, root: Root, at: int, tree: Tree, cut: int) -> dict[str, Any]:
         cells = self.cells

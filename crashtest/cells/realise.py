@@ -93,10 +93,13 @@ class Bench:
         os.environ.update({**ENVIRONMENT, "HOME": f"{root}/home", "TMPDIR": f"{root}/tmp"})
         self._output = os.open(f"{root}/output", os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         self._path = Path(self.state)
+        self._owner = os.getpid()
         self._forkers: dict[tuple[bool, bool], Forker] = {}
 
     def close(self) -> None:
-        """End the processes that fork; the bench cannot be used any more."""
+        """End the processes that fork; the bench cannot be used any more. Does nothing in a process forked from it."""
+        if os.getpid() != self._owner:
+            return
         for forker in self._forkers.values():
             forker.close()
         self._forkers.clear()

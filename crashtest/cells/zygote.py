@@ -140,8 +140,7 @@ class Zygote:
 
     def _power(self, request: dict[str, Any], shard: tuple[int, int]) -> Power:
         assert self.cells is not None
-        per_cut, total = request["bounds"]
-        return Power(self.cells, MODELS[request["model"]], Bounds(per_cut, total), request["seed"], shard)
+        return Power(self.cells, MODELS[request["model"]], Bounds(*request["bounds"]), request["seed"], shard)
 
     def end(self, orderly: bool = False) -> None:
         """Leave nothing behind; orderly: the main process asked for the end, and does the rest."""

@@ -159,7 +159,7 @@ class Source:
             return smallest[0]
         except SkipTest:  # nothing is remembered
             return None
-        except Enough:
+        except (Enough, KeyboardInterrupt):
             self._unfinished(guarantee)
             raise
         except HypothesisException as error:

@@ -23,7 +23,7 @@ import psutil
 
 from crashtest import wire
 from crashtest.cells.example import Example
-from crashtest.cells.matrix import result
+from crashtest.cells.matrix import result, unwalked
 from crashtest.cells.plan import Cell, cell_id, example_id
 from crashtest.cells.recoveries import Unbatchable
 from crashtest.config import Settings
@@ -269,7 +269,8 @@ class Runner:
     def _cut(self, slot: Slot, task: Task, example: Example) -> None:
         """The walk of a shard, told part by part; or one state again; or one reduced."""
         request: dict[str, Any] = {"model": task.model, "seed": self.settings.seed}
-        request["bounds"] = [max(8, min(256, self.settings.losses)), self.settings.losses]
+        losses = self.settings.losses
+        request["bounds"] = [min(256, losses), losses, max(8, losses // 16), max(8, losses // 16)]
         if task.do != "power":
             cell = task.cells[0] if task.fault is None else task.fault[1]
             request["cell"] = {
@@ -479,6 +480,9 @@ class Runner:
         if self.stopped and unrun and made.verdict in ("held", "inconclusive") and not made.reason:
             made.verdict, made.as_expected = "inconclusive", False
             made.reason = f"stopped ({self.stopped}) with {unrun} cells not tried; give it more time"
+        elif self.stopped and not made.reason and unwalked(job.examples, job.models) and made.verdict != "violated":
+            made.verdict, made.as_expected = "inconclusive", False
+            made.reason = f"stopped ({self.stopped}) before all power cuts were tried; give it more time"
         if job.drawn:
             shrinking.tell(made, job, self.stopped)
         return made

@@ -1,8 +1,8 @@
 """A ref never outlives the object that it names, also when plain git wrote the object a moment before.
 
 git syncs no loose object by itself, so the engine makes those that its refs will name durable before it logs anything.
-Under `kill` nothing that was written is lost: what this proves without a power cut is only that a crash between the
-object and the ref leaves both alone.
+`live` is not claimed: after a power cut git takes a damaged object that it wrote itself for a good one and does not
+write it again, and then no ref can name it until somebody removes the file.
 """
 
 import subprocess
@@ -15,7 +15,7 @@ from . import _store
 from ._store import CLAIMED
 
 
-@scenario(setup=_store.opened_before, guarantees=CLAIMED, steps=STEPS, ignore=[".git/objects/*"])
+@scenario(setup=_store.opened_before, guarantees=CLAIMED - {"live"}, steps=STEPS, ignore=[".git/objects/*"])
 def new_objects(run: Run) -> None:
     with _store.open_store(run.dir) as jin:
         for name in run.ops:

@@ -77,7 +77,7 @@ class Project:
         git("add", ".", cwd=self.home)
         git("commit", "-qm", "story", cwd=self.home)
         self.commit = git("rev-parse", "HEAD", cwd=self.home)
-        self.ran = command("crashtest", "run", "crashes", cwd=self.home)
+        self.ran = command("crashtest", "run", "--model", "kill", "crashes", cwd=self.home)
         git("clone", "-q", self.home, self.clone, cwd=root)
         (self.path,) = sorted((self.home / ".crashtest/violations").iterdir())
         self.record: dict[str, Any] = json.loads(self.path.read_bytes())
@@ -189,7 +189,7 @@ def test_a_literal_gives_its_value_back(value: object) -> None:
 def test_only_what_failed_is_run_again_its_failed_cells_first(project: Project) -> None:
     stored_ids = json.loads((project.home / ".crashtest/last-failed.json").read_bytes())["scenarios"]
     assert stored_ids == {"crashes/story.py::save": [project.record["id"].rsplit("/", 2)[0]]}
-    again = command("crashtest", "run", "--lf", "crashes", cwd=project.home)
+    again = command("crashtest", "run", "--model", "kill", "--lf", "crashes", cwd=project.home)
     assert again.returncode == 1
     assert "--lf: 1 of 2 scenarios failed last; the others are not run" in again.stdout
     assert "::fine" not in again.stdout
@@ -197,10 +197,10 @@ def test_only_what_failed_is_run_again_its_failed_cells_first(project: Project) 
 
 def test_everything_is_run_when_nothing_failed_last(clone: Path, project: Project) -> None:
     project.mend(clone)
-    held = command("crashtest", "run", "crashes", cwd=clone)
+    held = command("crashtest", "run", "--model", "kill", "crashes", cwd=clone)
     assert held.returncode == 0, held.stdout
     assert not (clone / ".crashtest/last-failed.json").exists()
-    again = command("crashtest", "run", "--lf", "crashes", cwd=clone)
+    again = command("crashtest", "run", "--model", "kill", "--lf", "crashes", cwd=clone)
     assert again.returncode == 0 and "so all are run" in again.stdout and "2 scenarios: 2 held" in again.stdout
 
 

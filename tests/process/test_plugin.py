@@ -69,7 +69,8 @@ def run(pytester: pytest.Pytester) -> Callable[..., pytest.RunResult]:
     plugin = [] if LOADED else ["-p", "crashtest.plugin"]
 
     def call(*arguments: str) -> pytest.RunResult:
-        return pytester.runpytest_subprocess(*plugin, "-p", "no:cacheprovider", *arguments, timeout=120)
+        model = [] if any(one.startswith("--crashtest-model") for one in arguments) else ["--crashtest-model=kill"]
+        return pytester.runpytest_subprocess(*plugin, "-p", "no:cacheprovider", *model, *arguments, timeout=120)
 
     return call
 
@@ -225,7 +226,7 @@ def test_usage(crashtest):
         run.ack()
     with pytest.raises(UsageError, match="outside of any function"):
         crashtest(inner)
-    with pytest.raises(UsageError, match="knows no settings .'sed'.; known: models, seed"):
+    with pytest.raises(UsageError, match="knows no settings .'sed'.; known: models, losses, seed"):
         crashtest(story.good, sed=1)
     with pytest.raises(UsageError, match="takes a scenario, not a function"):
         crashtest(test_own)
@@ -305,3 +306,13 @@ def test_a_run_puts_back_what_it_changes_in_its_process(crash: Crash, write_scen
     finally:
         signal.signal(signal.SIGTERM, before)
         bpf.become_subreaper(was)
+
+
+def test_models_are_chosen_and_a_name_that_is_none_is_refused(pytester: pytest.Pytester, run: Run) -> None:
+    write(pytester, "scenarios/story.py", HEAD + HELD)
+    made = run("scenarios", "--crashtest-model=kill,posix", "--crashtest-losses=50")
+    assert made.ret == pytest.ExitCode.TESTS_FAILED
+    assert "is violated under posix" in made.stdout.str() and "fsync of b" in made.stdout.str()
+    refused = run("scenarios", "--crashtest-model=ext5")
+    assert refused.ret == pytest.ExitCode.USAGE_ERROR
+    assert "ext5" in refused.stderr.str() and "kill, posix" in refused.stderr.str()

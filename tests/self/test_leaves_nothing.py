@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from crashtest.scale import local
+from crashtest.scale import slot
 from crashtest.scale.rundir import BASE, RunDirectory
 from crashtest.verdict import ScenarioResult
 
@@ -118,7 +118,7 @@ def test_sigkill_of_a_zygote_is_a_harness_error_and_leaves_nothing(running: Runn
 def test_a_zygote_that_is_stopped_is_a_harness_error_and_leaves_nothing(
     crash: Callable[..., ScenarioResult], write_scenario: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "STOPPED_FOR", 0.1)
+    monkeypatch.setattr(slot, "STOPPED_FOR", 0.1)
     before = {process.pid for process in psutil.Process().children(recursive=True)}
     made = crash(
         write_scenario(
