@@ -9,7 +9,6 @@ exceeds it is killed and says so.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import select
@@ -24,15 +23,13 @@ from crashtest.cells import worker
 from crashtest.cells.worker import BecomeChild, Pipes
 from crashtest.errors import HarnessError
 from crashtest.observe import bpf
-from crashtest.observe.calls import Message, Pending
+from crashtest.observe.finding import Message, Pending
 from crashtest.observe.listener import Listener, Stop
-from crashtest.observe.process import Gone, Processes, alive, children
+from crashtest.observe.process import Processes, alive, children
+from crashtest.observe.stacks import DESCRIPTOR, RESTART, Stacks
 from crashtest.observe.syscalls import Recorder
 from crashtest.trace import Ack, Event, Step, Trace
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_TGKILL = {"x86_64": 234, "aarch64": 131}
-_RESTART = 513  # ERESTARTNOINTR: with a signal pending, the handler runs and the call is made anew
 #: how long processes that outlive their workload may take to end by themselves, in seconds
 GRACE = 2.0
 #: how long a call of another thread may stay under way before it is taken as failed, in seconds
@@ -135,14 +132,15 @@ class Supervision:
         self._on_ack = on_ack
         self._on_lock = on_lock
         self._but = but
-        self._stacks = stacks
+        self._wants_stacks = stacks
+        self._stacks: Stacks | None = None
         self._state = state or os.devnull
         self._who = who
         self._held: list[Stop] = []
         self._holding = False
         self._variant = ""
-        self._asked: dict[int, list[bytes]] = {}
-        self._can_stack: dict[int, bool] = {}
+        #: stops that wait until the thread asked for its stack has stopped again
+        self._later: list[Stop] = []
         self._answer = b""
         self._ack_bytes = b""
         self._killed = False
@@ -150,6 +148,8 @@ class Supervision:
         self._events: list[Event] = []  # steps and acks, when nothing else is observed
         self._listener: Listener | None = None
         self.recorder: Recorder | None = None
+        if stacks and filter_program is not None:
+            filter_program = bpf.program(passing=DESCRIPTOR)
         self._fork(body, cwd, environment, output, filter_program, make_recorder, steps, builtin_steps, end)
 
     # -- the fork ----------------------------------------------------------------------------------------------
@@ -169,13 +169,13 @@ class Supervision:
         self._result, result = os.pipe()
         self._ack, ack = os.pipe()
         self._step, step = os.pipe() if steps else (-1, -1)
-        self._stack, stack = os.pipe() if self._stacks else (-1, -1)
+        self._stack, stack = os.pipe() if self._wants_stacks else (-1, -1)
         go, theirs = socket.socketpair()
         out_fd = os.open(output, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         parent = os.getpid()
         channels = {
             os.fstat(fd).st_ino: name
-            for fd, name in ((ack, "ack"), (step, "step"), (stack, "stack"), (result, "quiet"))
+            for fd, name in ((ack, "ack"), (step, "step"), (stack, "quiet"), (result, "quiet"))
             if fd >= 0
         }
         pipes = Pipes(result, out_fd, ack, step, stack, theirs.fileno())
@@ -190,10 +190,10 @@ class Supervision:
         theirs.close()
         self._go, self._output = go, out_fd
         self._pidfd = os.pidfd_open(self.worker) if hasattr(os, "pidfd_open") else -1
-        self._poller = select.poll()
+        self._poller = select.epoll()
         for fd in (self._result, self._ack, self._step, self._pidfd, self._control):
             if fd >= 0:
-                self._poller.register(fd, select.POLLIN)
+                self._poller.register(fd, select.EPOLLIN)
         for fd in (self._result, self._ack, self._step):
             if fd >= 0:
                 os.set_blocking(fd, False)
@@ -214,11 +214,12 @@ class Supervision:
             self.out.answer = {"error": word[1:].decode() or "the child ended before it could be observed"}
             return
         self._listener = Listener(fds[0])
-        self._poller.register(fds[0], select.POLLIN)
+        self._poller.register(fds[0], select.EPOLLIN)
         if make_recorder is not None:
             self.recorder = make_recorder(channels)
         self._processes = self.recorder.processes if self.recorder else Processes()
-        self._channels = channels
+        if self._stack >= 0:
+            self._stacks = Stacks(self._stack, os.fstat(self._stack).st_ino, self._processes)
         go.send(b"g")
 
     # -- the loop ----------------------------------------------------------------------------------------------
@@ -233,16 +234,17 @@ class Supervision:
 
     def _loop(self) -> None:
         while True:
-            if time.monotonic() > self._deadline and not self._worker_gone:
+            left = self._deadline - time.monotonic()
+            if left < 0 and not self._worker_gone:
                 self.out.end = "timeout"
                 self._kill_group()
                 return
-            wait = 20 if self._worker_gone else max(1, min(1000, int(1000 * (self._deadline - time.monotonic())) + 1))
+            wait = 0.02 if self._worker_gone or self._later else min(1.0, left + 0.001)
             if self._on_lock is not None:
-                wait = min(wait, 500)
-            ready = self._poller.poll(wait)
-            if not ready and self._on_lock is not None and not self._worker_gone:
-                self._release_others()
+                wait = min(wait, 0.5)
+            ready = self._poller.poll(wait, 8)
+            if not ready:
+                self._nothing_came()
             for fd, flags in ready:
                 self._serve(fd, flags)
                 if self._killed:
@@ -250,16 +252,25 @@ class Supervision:
             if self._worker_gone and self._others_done():
                 return
 
+    def _nothing_came(self) -> None:
+        if self._on_lock is not None and not self._worker_gone:
+            self._release_others()
+        if self._later and self._stacks is not None and not alive(self._stacks.asked):
+            self._stacks.told()
+            self._go_on()
+
     def _serve(self, fd: int, flags: int) -> None:
         if self._listener is not None and fd == self._listener.fd:
-            if flags & select.POLLIN:
+            if flags & select.EPOLLIN:
                 stop = self._listener.receive()
                 if stop is not None:
                     self._stopped(stop)
+                    if self._later:
+                        self._go_on()
             else:
                 self._poller.unregister(fd)
         elif fd == self._control:
-            if flags & (select.POLLHUP | select.POLLERR):
+            if flags & (select.EPOLLHUP | select.EPOLLERR):
                 raise Abandoned
             self._poller.unregister(fd)  # a request waits there; it is read when this run is over
         elif fd == self._pidfd:
@@ -341,45 +352,62 @@ class Supervision:
         if self._holding:
             self._held.append(stop)
             return
-        recorder, listener = self.recorder, self._listener
+        recorder, listener, stacks = self.recorder, self._listener, self._stacks
         assert listener is not None
         if recorder is None:
             self._unrecorded(stop)
             return
-        if stop.thread in self._asked and self._stack_text(stop):
-            return
-        until = time.monotonic() + PATIENCE
-        while not recorder.ready(stop):
-            if time.monotonic() > until:
-                self.out.uncertain += 1
-                recorder.ready(stop, give_up=True)
-                break
-            time.sleep(0.0001)
-        try:
-            made = recorder.decode(stop)
-        except Gone:
-            made = None
+        where = None
+        if stacks is not None and stacks.asked:
+            if stop.thread != stacks.asked:
+                self._later.append(stop)
+                return
+            if stacks.writes(stop):
+                listener.let_go(stop)
+                return
+            where = stacks.told()
+        if not recorder.ready(stop):
+            self._settle(stop)
+        made = recorder.decode(stop, self._program_of(stop.thread) if where is None else where)
         if made is None:
             self._lock(stop)
             listener.let_go(stop)
-        elif isinstance(made, Message) and made.channel in ("quiet", "stack"):
+        elif isinstance(made, Message) and made.channel == "quiet":
             listener.let_go(stop)
-        elif not (self._stacks and self._ask_stack(stop)):
-            self._event(stop, made)
+        elif stacks is not None and where is None and stacks.ask(stop.thread):
+            listener.fail(stop, RESTART)
+        else:
+            self._event(stop, made, self._program_of(stop.thread) if where is None else where)
 
-    def _event(self, stop: Stop, made: Pending | Message) -> None:
+    def _settle(self, stop: Stop) -> None:
+        """Wait until another thread's change is on disk, or has had its time."""
+        assert self.recorder is not None
+        until = time.monotonic() + PATIENCE
+        while not self.recorder.ready(stop):
+            if time.monotonic() > until:
+                self.out.uncertain += 1
+                self.recorder.ready(stop, give_up=True)
+                return
+            time.sleep(0.0001)
+
+    def _go_on(self) -> None:
+        """Take up the stops that waited, once no stack is outstanding."""
+        assert self._stacks is not None
+        while self._later and not self._stacks.asked and not self._killed:
+            self._stopped(self._later.pop(0))
+
+    def _event(self, stop: Stop, made: Pending | Message, where: str) -> None:
         """An event is about to happen: kill before it, or let it happen and record it."""
         recorder, listener = self.recorder, self._listener
         assert recorder is not None and listener is not None
-        where = self._where(stop)
         at = len(recorder.events)
-        if self._stacks and self._has_company():
+        if self._stacks is not None and self._has_company():
             self.out.company.append(at)
-        if self._due(at, made):
+        if self.crash is not None and self._due(at, made):
             self._strike(stop, made, where)
         elif isinstance(made, Pending):
             if listener.let_go(stop):
-                recorder.let_go(made, where)
+                recorder.let_go(made)
         elif made.channel == "step":
             recorder.step(stop, made.data, where)
             listener.pretend(stop, len(made.data))
@@ -391,8 +419,9 @@ class Supervision:
 
     def _has_company(self) -> bool:
         """Whether another process of this run lives: a child of the worker, or one that lost its parent."""
-        return bool(children(self.worker)) or any(
-            pid != self.worker and pid not in self._but and alive(pid) for pid in children(os.getpid())
+        below = self._processes.children
+        return bool(below(self.worker)) or any(
+            pid != self.worker and pid not in self._but and alive(pid) for pid in below(os.getpid())
         )
 
     def _due(self, at: int, made: Pending | Message) -> bool:
@@ -409,7 +438,7 @@ class Supervision:
         recorder, crash = self.recorder, self.crash
         assert recorder is not None and crash is not None
         if isinstance(made, Pending):
-            self.out.before = made.op._replace(where=where)
+            self.out.before = made.op
             if crash.torn:
                 if made.fd < 0 or crash.torn >= len(made.op.data):
                     raise HarnessError(f"{made.op.describe()} cannot be torn after {crash.torn} bytes")
@@ -418,7 +447,7 @@ class Supervision:
                 if os.pwrite(fd, view, made.op.offset) != crash.torn:
                     raise HarnessError("a torn write could not be made: the prefix did not fit")
                 os.close(fd)
-                recorder.torn(made, crash.torn, where)
+                recorder.torn(made, crash.torn)
         elif made.channel == "step":
             self.out.before = Step(made.data.decode("utf-8", "replace").rstrip("\n"), where=where)
         else:
@@ -431,6 +460,7 @@ class Supervision:
         os.kill(self.worker, signal.SIGKILL)
         self.crash, self._variant = None, crash.variant
         self._holding = True
+        self._held, self._later = self._held + self._later, []
         if self._processes.owner(stop.thread) != self.worker:
             self._held.append(stop)
 
@@ -453,61 +483,11 @@ class Supervision:
         if release is not None:
             release(self.worker)
 
-    # -- where in the program ----------------------------------------------------------------------------------
-
-    def _ask_stack(self, stop: Stop) -> bool:
-        """Ask a Python worker for its stack; True when the call was put off and will be made anew."""
-        assert self._listener is not None
-        if stop.thread in self._asked:
-            return False
-        if not self._handles_signal(stop.thread):
-            return False
-        owner = self._processes.owner(stop.thread)
-        number = _TGKILL[os.uname().machine]
-        if _libc.syscall(number, owner, stop.thread, worker.STACK_SIGNAL) != 0:
-            return False
-        self._asked[stop.thread] = []
-        self._listener.fail(stop, _RESTART)
-        return True
-
-    def _handles_signal(self, thread: int) -> bool:
-        """Whether the stack handler is installed and not blocked (it is gone after an exec)."""
-        bit = 1 << (worker.STACK_SIGNAL - 1)
-        blocked, caught = bit, 0
-        try:
-            with open(f"/proc/{thread}/status", "rb") as file:
-                for line in file:
-                    if line.startswith(b"SigBlk:"):
-                        blocked = int(line.split()[1], 16)
-                    elif line.startswith(b"SigCgt:"):
-                        caught = int(line.split()[1], 16)
-                        break
-        except OSError:
-            return False
-        return bool(caught & bit) and not blocked & bit
-
-    def _stack_text(self, stop: Stop) -> bool:
-        """Swallow a write of the stack handler; False when this is the call itself, made anew."""
-        assert self._listener is not None
-        if bpf.call_names().get(stop.number) != "write":
-            return False
-        try:
-            info = self._processes.descriptor(stop.thread, stop.args[0] & 0xFFFFFFFF)
-            if self._channels.get(info.st_ino) != "stack":
-                return False
-            self._asked[stop.thread].append(self._processes.read(stop.thread, stop.args[1], stop.args[2]))
-        except Gone:
-            return False
-        self._listener.pretend(stop, stop.args[2])
-        return True
-
-    def _where(self, stop: Stop) -> str:
-        text = self._asked.pop(stop.thread, None)
-        if text is not None:
-            return code_line(b"".join(text).decode("utf-8", "replace"))
-        if self._processes.owner(stop.thread) == self.worker:
+    def _program_of(self, thread: int) -> str:
+        """Where an event comes from when there is no stack: the part of the scenario, or the program."""
+        if self._processes.owner(thread) == self.worker:
             return self._who
-        return self._processes.program(stop.thread).replace(self._state, "{dir}")
+        return self._processes.program(thread).replace(self._state, "{dir}")
 
     # -- steps without system calls ----------------------------------------------------------------------------
 
@@ -582,6 +562,7 @@ class Supervision:
         self.out.answer = self.out.answer or _parse(self._answer)
         if self._listener is not None:
             os.close(self._listener.fd)
+        self._poller.close()
         for fd in (self._result, self._ack, self._step, self._stack, self._pidfd, self._output):
             if fd >= 0:
                 os.close(fd)
@@ -602,25 +583,3 @@ def _parse(data: bytes) -> dict[str, Any]:
 def _tail(fd: int, limit: int = 2000) -> str:
     size = os.fstat(fd).st_size
     return os.pread(fd, limit, max(0, size - limit)).decode("utf-8", "replace")
-
-
-_OWN = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
-_STDLIB = os.path.dirname(os.path.abspath(os.__file__)) + os.sep
-
-
-def code_line(stack: str) -> str:
-    """The innermost frames of the user's code in a stack as faulthandler writes it: "app.py:12 in save < ..."."""
-    frames: list[str] = []
-    for line in stack.splitlines():
-        head, _, rest = line.strip().partition('File "')
-        file, quote, tail = rest.rpartition('", line ')
-        if head or not quote:
-            continue
-        library = file.startswith(_STDLIB) and "site-packages" not in file
-        if file.startswith(_OWN) or library or file.startswith("<"):
-            continue
-        number, _, function = tail.partition(" in ")
-        file = file.rpartition("/site-packages/")[2]
-        shown = os.path.relpath(file) if os.path.isabs(file) and not os.path.relpath(file).startswith("..") else file
-        frames.append(f"{shown}:{number} in {function}")
-    return " < ".join(frames[:3])

@@ -8,7 +8,6 @@ Its answer (value or error) arrives before that end, so "returned" and "ended no
 
 from __future__ import annotations
 
-import faulthandler
 import gc
 import json
 import os
@@ -22,11 +21,8 @@ from typing import Any, NoReturn
 
 from crashtest.cells import ending
 from crashtest.errors import UsageError, quoted
-from crashtest.observe import bpf, steps
+from crashtest.observe import bpf, stacks, steps
 from crashtest.values import canonical
-
-#: the signal at which a worker writes its Python stack to the stack pipe
-STACK_SIGNAL = int(getattr(signal, "SIGRTMAX", signal.SIGUSR2)) - 1 if sys.platform == "linux" else 0
 
 
 class BecomeChild(BaseException):
@@ -102,7 +98,7 @@ def child(
         os.chdir(cwd)
         gc.enable()
         if pipes.stack >= 0:
-            faulthandler.register(STACK_SIGNAL, file=pipes.stack, all_threads=False)
+            pipes.stack = stacks.listen(pipes.stack)
         if pipes.step >= 0:
             pipes.blocking = filter_program is None
             _watch_steps(pipes, builtin_steps)

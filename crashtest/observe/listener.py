@@ -14,10 +14,12 @@ from typing import NamedTuple
 
 _RECV, _SEND, _SET_FLAGS = 0xC0502100, 0xC0182101, 0x40082104
 _SYNC_WAKE_UP = 1
-_NOTIF = struct.Struct("<QIIiIQ6Q")
+_NOTIF = struct.Struct("<QI4xiI8x6Q")  # without flags and the instruction pointer
 _RESP = struct.Struct("<QqiI")
 _CONTINUE = 1
 _EMPTY = bytes(_NOTIF.size)
+#: these errno values of _RECV and _SEND mean that the thread is gone
+_NOBODY, _NOT_WAITING = (errno.ENOENT, errno.EINTR, errno.ENOTCONN), (errno.ENOENT, errno.EINPROGRESS)
 
 
 class Stop(NamedTuple):
@@ -35,27 +37,29 @@ class Listener:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
+        self._notification = bytearray(_NOTIF.size)
         # wakes the stopped thread on this core at once (Linux 6.6); only speed depends on it
         with contextlib.suppress(OSError):
             fcntl.ioctl(fd, _SET_FLAGS, struct.pack("<Q", _SYNC_WAKE_UP))
 
     def receive(self) -> Stop | None:
         """The next stop; None when the thread died before it was read."""
-        buffer = bytearray(_EMPTY)
+        buffer = self._notification
+        buffer[:] = _EMPTY  # the kernel refuses a message that is not empty
         try:
             fcntl.ioctl(self.fd, _RECV, buffer, True)
         except OSError as error:
-            if error.errno in (errno.ENOENT, errno.EINTR, errno.ENOTCONN):
+            if error.errno in _NOBODY:
                 return None
             raise
         fields = _NOTIF.unpack(buffer)
-        return Stop(fields[0], fields[1], fields[3], fields[4], fields[6:])
+        return Stop(fields[0], fields[1], fields[2], fields[3], fields[4:])
 
     def _send(self, stop: Stop, value: int, error: int, flags: int) -> bool:
         try:
-            fcntl.ioctl(self.fd, _SEND, bytearray(_RESP.pack(stop.id, value, error, flags)), True)
+            fcntl.ioctl(self.fd, _SEND, _RESP.pack(stop.id, value, error, flags))
         except OSError as failure:
-            if failure.errno in (errno.ENOENT, errno.EINPROGRESS):
+            if failure.errno in _NOT_WAITING:
                 return False
             raise
         return True

@@ -8,13 +8,18 @@ can make it wrong: the record's own proof catches that. Not aware of chroot(2) a
 
 from __future__ import annotations
 
+import functools
 import os
 import stat
 from typing import NamedTuple, Protocol
 
+from crashtest.observe.process import Opened, opened
+
 AT_FDCWD = 0xFFFFFF9C  # -100 as the unsigned 32 bits a filter sees
 #: directories kept open; a call that is under way needs two of them
 _KEPT = 128
+#: file systems on which a mount and an inode number name one file (not so with subvolumes and overlays)
+_PLAIN = {b"ext2", b"ext3", b"ext4", b"tmpfs", b"xfs"}
 _LINKS = 40  # path_resolution(7): more symbolic links than this are ELOOP
 
 
@@ -51,7 +56,10 @@ class State:
         self.device = os.stat(root).st_dev
         self.shadow = shadow
         self.inodes = inodes
+        self.mount = mount_of(self.root)
         self._directories: dict[int, int] = {}
+        #: inode numbers that are known to be plain files of the state
+        self._regular: set[int] = set()
 
     def close(self) -> None:
         for fd in self._directories.values():
@@ -62,18 +70,30 @@ class State:
         """The file id of an inode, or None when it is not one of the state's."""
         return self.inodes.get(info.st_ino) if info.st_dev == self.device else None
 
+    def regular(self, is_open: Opened) -> int | None:
+        """The file id of what is open, when it is known to be a plain file of the state."""
+        if is_open.inode in self._regular and is_open.mount == self.mount:
+            return self.inodes.get(is_open.inode)
+        return None
+
+    def learn(self, is_open: Opened, info: os.stat_result) -> None:
+        """What is open has turned out to be a plain file of the state: `regular` knows it from now on."""
+        if is_open.mount == self.mount and is_open.inode == info.st_ino:
+            self._regular.add(info.st_ino)
+
     def register(self, info: os.stat_result) -> int:
         """Give a new inode its file id."""
+        self._regular.discard(info.st_ino)
         made = self.inodes[info.st_ino] = self.shadow.new_id()
         old = self._directories.pop(made, None)
         if old is not None:
             os.close(old)
         return made
 
-    def stat(self, file: int) -> os.stat_result | None:
-        """lstat of a file by its id; None when it has no name any more."""
+    def stat(self, file: int, path: str = "") -> os.stat_result | None:
+        """lstat of a file by its id; None when it has no name any more. path: its name, when that is known."""
         try:
-            info = os.lstat(f"{self.root}/{self.shadow.path(file)}")
+            info = os.lstat(f"{self.root}/{path or self.shadow.path(file)}")
         except OSError:
             return None
         return info if self.inodes.get(info.st_ino) == file else None
@@ -128,6 +148,26 @@ class State:
                 return found
             full = _rewritten(thread, target) if target.startswith("/") else f"{base}/{target}"
         return None
+
+
+def mount_of(directory: str) -> int:
+    """The mount that a directory lies on, as fdinfo names it; -1 where that says too little (`_PLAIN`)."""
+    fd = os.open(directory, os.O_PATH | os.O_CLOEXEC)
+    try:
+        with open(f"/proc/self/fdinfo/{fd}", "rb", buffering=0) as info:
+            mount = opened(info.read(256)).mount
+    finally:
+        os.close(fd)
+    return mount if _is_plain(mount) else -1
+
+
+@functools.cache
+def _is_plain(mount: int) -> bool:
+    with open("/proc/self/mountinfo", "rb") as mounts:
+        for line in mounts:  # proc(5): mount id first, the type after a lone dash
+            if line.startswith(b"%d " % mount):
+                return line.partition(b" - ")[2].split()[0] in _PLAIN
+    return False
 
 
 def absolute(thread: int, directory: int, path: str) -> str:
