@@ -141,6 +141,8 @@ class Supervision:
         self._variant = ""
         #: stops that wait until the thread asked for its stack has stopped again
         self._later: list[Stop] = []
+        #: where the events of a thread come from when there is no stack
+        self._places: dict[int, str] = {}
         self._answer = b""
         self._ack_bytes = b""
         self._killed = False
@@ -233,6 +235,7 @@ class Supervision:
         return self.out
 
     def _loop(self) -> None:
+        listening = -1 if self._listener is None else self._listener.fd
         while True:
             left = self._deadline - time.monotonic()
             if left < 0 and not self._worker_gone:
@@ -246,7 +249,10 @@ class Supervision:
             if not ready:
                 self._nothing_came()
             for fd, flags in ready:
-                self._serve(fd, flags)
+                if fd == listening and flags & select.EPOLLIN:
+                    self._receive()
+                else:
+                    self._serve(fd, flags)
                 if self._killed:
                     return
             if self._worker_gone and self._others_done():
@@ -259,17 +265,16 @@ class Supervision:
             self._stacks.told()
             self._go_on()
 
+    def _receive(self) -> None:
+        assert self._listener is not None
+        stop = self._listener.receive()
+        if stop is not None:
+            self._stopped(stop)
+            if self._later:
+                self._go_on()
+
     def _serve(self, fd: int, flags: int) -> None:
-        if self._listener is not None and fd == self._listener.fd:
-            if flags & select.EPOLLIN:
-                stop = self._listener.receive()
-                if stop is not None:
-                    self._stopped(stop)
-                    if self._later:
-                        self._go_on()
-            else:
-                self._poller.unregister(fd)
-        elif fd == self._control:
+        if fd == self._control:
             if flags & (select.EPOLLHUP | select.EPOLLERR):
                 raise Abandoned
             self._poller.unregister(fd)  # a request waits there; it is read when this run is over
@@ -278,8 +283,8 @@ class Supervision:
             self._reap_worker()
         elif fd == self._step:
             self._portable_step(flags)
-        elif not self._drain(fd):
-            self._poller.unregister(fd)
+        elif fd not in (self._result, self._ack) or not self._drain(fd):
+            self._poller.unregister(fd)  # the end of a pipe, or nobody is left under the filter
 
     def _drain(self, fd: int) -> bool:
         """Read a pipe of ours; False at its end."""
@@ -368,8 +373,14 @@ class Supervision:
             where = stacks.told()
         if not recorder.ready(stop):
             self._settle(stop)
-        made = recorder.decode(stop, self._program_of(stop.thread) if where is None else where)
+        place = where
+        if place is None:
+            place = self._places.get(stop.thread)
+            if place is None:
+                place = self._places[stop.thread] = self._place(stop.thread)
+        made = recorder.decode(stop, place)
         if made is None:
+            self._places.clear()  # it may have been an exec
             self._lock(stop)
             listener.let_go(stop)
         elif isinstance(made, Message) and made.channel == "quiet":
@@ -377,7 +388,7 @@ class Supervision:
         elif stacks is not None and where is None and stacks.ask(stop.thread):
             listener.fail(stop, RESTART)
         else:
-            self._event(stop, made, self._program_of(stop.thread) if where is None else where)
+            self._event(stop, made, place)
 
     def _settle(self, stop: Stop) -> None:
         """Wait until another thread's change is on disk, or has had its time."""
@@ -483,7 +494,7 @@ class Supervision:
         if release is not None:
             release(self.worker)
 
-    def _program_of(self, thread: int) -> str:
+    def _place(self, thread: int) -> str:
         """Where an event comes from when there is no stack: the part of the scenario, or the program."""
         if self._processes.owner(thread) == self.worker:
             return self._who

@@ -69,7 +69,7 @@ class Data:
 
     def _written(self, call: Call, parts: list[Part], offset: int | None, rwf: int = 0) -> Pending | Message | None:
         """A write of `parts`, at `offset` or where the file stands. rwf: flags of pwritev2(2)."""
-        thread, fd = call.tid, number(call.args[0])
+        thread, fd = call.tid, call.args[0] & 0xFFFFFFFF
         is_open = self.processes.opened(thread, fd)
         file = self.state.regular(is_open)
         if file is None:
@@ -89,20 +89,21 @@ class Data:
             offset = before
         elif offset is None:
             offset = is_open.position
-        if sum(size for _, size in parts) > _WRITE_LIMIT:
-            self.finder.cannot(f"{call.name} of more than {_WRITE_LIMIT} bytes at once")
+        if offset < 0:
             return None
         data = self._bytes(thread, parts)
-        if not data or offset < 0:
+        if not data:
+            if _size(parts) > _WRITE_LIMIT:
+                self.finder.cannot(f"{call.name} of more than {_WRITE_LIMIT} bytes at once")
             return None
-        at, end, path = offset, offset + len(data), self.state.shadow.path(file)
+        at, end, path = offset, offset + len(data), self.state.path(file)
         op = call.write(file, path, at, data)
         synced = _synced(flags, rwf)
 
         def confirm(strict: bool) -> list[Op]:
             made = op
             if end > before:
-                now = self.state.stat(file, path)
+                now = self.state.stat(file)
                 if now is not None and now.st_size < end:
                     done = now.st_size - at
                     if done <= 0 or now.st_size <= before:
@@ -117,10 +118,12 @@ class Data:
         return Pending(call, op, confirm, fd)
 
     def _bytes(self, thread: int, parts: list[Part]) -> bytes:
-        read = self.processes.read
-        if len(parts) == 1:
-            return read(thread, parts[0][0], parts[0][1])
-        return b"".join([read(thread, address, size) for address, size in parts])
+        """What lies there; nothing, when it is more than one write may have."""
+        if len(parts) == 1 and parts[0][1] <= _WRITE_LIMIT:
+            return self.processes.read(thread, *parts[0])
+        if _size(parts) > _WRITE_LIMIT:
+            return b""
+        return b"".join([self.processes.read(thread, address, size) for address, size in parts])
 
     # -- what the kernel moves or makes ------------------------------------------------------------------------
 
@@ -155,7 +158,7 @@ class Data:
         if content is None:
             return []
         old = self.state.shadow.content(file)
-        path = self.state.shadow.path(file)
+        path = self.state.path(file)
         events: list[Op] = []
         if len(content) < len(old):
             events.append(call.op("truncate", file, size=len(content), path=path))
@@ -232,6 +235,10 @@ class Data:
             self.finder.cannot("a shared mapping of a file without a name")
         else:
             self.mapped.add(file)
+
+
+def _size(parts: list[Part]) -> int:
+    return sum(size for _, size in parts)
 
 
 def _synced(flags: int, rwf: int = 0) -> str:

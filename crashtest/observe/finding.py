@@ -133,7 +133,7 @@ class Finder:
 
     def path(self, file: int) -> str:
         """A file's name as events show it."""
-        return self.state.shadow.path(file)
+        return self.state.path(file)
 
     def open_file(self, call: Call, fd: int, info: os.stat_result | None = None) -> int | None:
         """The file id of a descriptor on a file of the state; anything else is noted and gives None.

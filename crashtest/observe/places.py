@@ -58,6 +58,7 @@ class State:
         self.inodes = inodes
         self.mount = mount_of(self.root)
         self._directories: dict[int, int] = {}
+        self._paths: dict[int, str] = {}
         #: inode numbers that are known to be plain files of the state
         self._regular: set[int] = set()
 
@@ -65,6 +66,17 @@ class State:
         for fd in self._directories.values():
             os.close(fd)
         self._directories.clear()
+
+    def path(self, file: int) -> str:
+        """Its path in the record, relative to the state; for people, and to find it on disk."""
+        known = self._paths.get(file)
+        if known is None:
+            known = self._paths[file] = self.shadow.path(file)
+        return known
+
+    def renamed(self) -> None:
+        """Names have changed: no path is known any more."""
+        self._paths.clear()
 
     def file(self, info: os.stat_result) -> int | None:
         """The file id of an inode, or None when it is not one of the state's."""
@@ -90,10 +102,10 @@ class State:
             os.close(old)
         return made
 
-    def stat(self, file: int, path: str = "") -> os.stat_result | None:
-        """lstat of a file by its id; None when it has no name any more. path: its name, when that is known."""
+    def stat(self, file: int) -> os.stat_result | None:
+        """lstat of a file by its id; None when it has no name any more."""
         try:
-            info = os.lstat(f"{self.root}/{path or self.shadow.path(file)}")
+            info = os.lstat(f"{self.root}/{self.path(file)}")
         except OSError:
             return None
         return info if self.inodes.get(info.st_ino) == file else None
@@ -103,7 +115,7 @@ class State:
         if self.stat(file) is None:
             return None
         try:
-            with open(f"{self.root}/{self.shadow.path(file)}", "rb", buffering=0) as opened:
+            with open(f"{self.root}/{self.path(file)}", "rb", buffering=0) as opened:
                 return opened.readall()
         except OSError:
             return None
@@ -137,7 +149,7 @@ class State:
                 here, base = full, head
             else:
                 fd = self._directory(file, head or "/")
-                shown = self.shadow.path(file)
+                shown = self.path(file)
                 found = Place(file, fd, name, name if shown == "." else f"{shown}/{name}")
                 here, base = f"/proc/self/fd/{fd}/{name}", f"/proc/self/fd/{fd}"
             if not follow:

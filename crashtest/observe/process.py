@@ -9,6 +9,7 @@ by now, is seen. Does not freeze other threads of the same program: what they ch
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import struct
 from collections.abc import Hashable
@@ -65,6 +66,7 @@ def _pread(fd: int, size: int, address: int) -> bytes:
         return b""
 
 
+@functools.lru_cache(256)
 def opened(info: bytes) -> Opened:
     """What a file of fdinfo says (proc(5); the inode number is told since Linux 5.14)."""
     words = info.split(None, 8)
@@ -99,6 +101,8 @@ class Processes:
             return b""
         fd = self._memory.get(thread)
         data = b"" if fd is None else _pread(fd, size, address)
+        if len(data) == size:
+            return data
         if not data:
             try:
                 fd = self._memory.open(thread, f"/proc/{thread}/mem")
@@ -145,15 +149,17 @@ class Processes:
 
     def opened(self, thread: int, fd: int) -> Opened:
         """What one of its descriptors is (proc(5), fdinfo). Raises `Gone` when it is not open."""
-        key = thread, fd
-        kept = self._descriptors.get(key)
-        info = b"" if kept is None else _pread(kept, 256, 0)
-        if not info:  # not asked before, or closed since, or another thread has the number by now
+        kept = self._descriptors.get((thread, fd))
+        if kept is not None:
             try:
-                info = os.pread(self._descriptors.open(key, f"/proc/{thread}/fdinfo/{fd}"), 256, 0)
-            except OSError as error:
-                raise Gone(f"thread {thread}: descriptor {fd}: {error.strerror}") from None
-        return opened(info)
+                return opened(os.pread(kept, 256, 0))
+            except OSError:
+                pass  # closed since; or the thread is gone, and another has its number
+        try:
+            kept = self._descriptors.open((thread, fd), f"/proc/{thread}/fdinfo/{fd}")
+            return opened(os.pread(kept, 256, 0))
+        except OSError as error:
+            raise Gone(f"thread {thread}: descriptor {fd}: {error.strerror}") from None
 
     def path(self, thread: int, fd: int) -> str:
         """What one of its descriptors is open on, for people."""

@@ -15,7 +15,7 @@ from crashtest.observe.finding import Call, Message, Pending
 from crashtest.observe.listener import Stop
 from crashtest.observe.places import Shadow, State
 from crashtest.observe.process import Processes, alive
-from crashtest.trace import SYNCS, Ack, Event, Op, Step, Trace
+from crashtest.trace import NAME_CHANGES, SYNCS, Ack, Event, Op, Step, Trace
 
 _NOBODY = Stop(0, -1, -1, 0, ())
 
@@ -120,6 +120,8 @@ class Recorder:
     def _append(self, ops: list[Op]) -> None:
         for op in ops:
             self.shadow.apply(op)
+            if op.kind in NAME_CHANGES:
+                self.state.renamed()
             if op.kind in SYNCS and ops[0].changes:
                 self.events.append(op._replace(began=len(self.events)))  # the write that it comes with is covered
             else:
