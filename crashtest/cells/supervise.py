@@ -235,7 +235,7 @@ class Supervision:
         return self.out
 
     def _loop(self) -> None:
-        listening = -1 if self._listener is None else self._listener.fd
+        listener = self._listener
         while True:
             left = self._deadline - time.monotonic()
             if left < 0 and not self._worker_gone:
@@ -249,8 +249,12 @@ class Supervision:
             if not ready:
                 self._nothing_came()
             for fd, flags in ready:
-                if fd == listening and flags & select.EPOLLIN:
-                    self._receive()
+                if listener is not None and fd == listener.fd and flags & select.EPOLLIN:
+                    stop = listener.receive()
+                    if stop is not None:
+                        self._stopped(stop)
+                        if self._later:
+                            self._go_on()
                 else:
                     self._serve(fd, flags)
                 if self._killed:
@@ -264,14 +268,6 @@ class Supervision:
         if self._later and self._stacks is not None and not alive(self._stacks.asked):
             self._stacks.told()
             self._go_on()
-
-    def _receive(self) -> None:
-        assert self._listener is not None
-        stop = self._listener.receive()
-        if stop is not None:
-            self._stopped(stop)
-            if self._later:
-                self._go_on()
 
     def _serve(self, fd: int, flags: int) -> None:
         if fd == self._control:
@@ -414,7 +410,7 @@ class Supervision:
         at = len(recorder.events)
         if self._stacks is not None and self._has_company():
             self.out.company.append(at)
-        if self.crash is not None and self._due(at, made):
+        if self.crash is not None and at >= self.crash.cut and self._due(at, made):
             self._strike(stop, made, where)
         elif isinstance(made, Pending):
             if listener.let_go(stop):
@@ -436,9 +432,9 @@ class Supervision:
         )
 
     def _due(self, at: int, made: Pending | Message) -> bool:
+        """Whether the crash strikes here, where its cut has been reached."""
         crash = self.crash
-        if crash is None or at < crash.cut:
-            return False
+        assert crash is not None
         if at > crash.cut or not crash.kind:
             return True
         kind = made.op.kind if isinstance(made, Pending) else made.channel

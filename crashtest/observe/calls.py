@@ -18,6 +18,8 @@ from crashtest.observe.places import State
 from crashtest.observe.process import Gone, Processes
 from crashtest.observe.syncs import Syncs
 
+_FOREIGN: tuple[str, Handler | None] = ("", None)
+
 
 class Calls:
     """Decodes the stops of one run. `channels` maps a pipe's inode number to what it is."""
@@ -40,7 +42,7 @@ class Calls:
 
         thread, where, began: what its events are to say (`trace.Op`).
         """
-        name, handler = self._by_number.get(stop.number, ("", None))
+        name, handler = self._by_number.get(stop.number, _FOREIGN)
         call = Call(stop, name, thread, where, began)
         if handler is None or stop.arch != self._arch:
             self.finder.cannot(f"calls of a foreign (32-bit or x32) architecture{self.finder.by(call)}")

@@ -18,6 +18,8 @@ from crashtest.trace import Op
 _KEEP_SIZE, _PUNCH, _ZERO = 0x01, 0x02, 0x10
 #: flags of one pwritev2(2)
 _RWF_DSYNC, _RWF_SYNC, _RWF_APPEND, _RWF_NOAPPEND = 0x02, 0x04, 0x10, 0x20
+_WRITABLE = os.O_WRONLY | os.O_RDWR
+_APPEND = os.O_APPEND
 _DSYNC = os.O_DSYNC
 _SYNC = os.O_SYNC & ~os.O_DSYNC  # the bit that O_SYNC has and O_DSYNC has not
 _MAP_LIMIT = 64 << 20
@@ -70,8 +72,8 @@ class Data:
     def _written(self, call: Call, parts: list[Part], offset: int | None, rwf: int = 0) -> Pending | Message | None:
         """A write of `parts`, at `offset` or where the file stands. rwf: flags of pwritev2(2)."""
         thread, fd = call.tid, call.args[0] & 0xFFFFFFFF
-        is_open = self.processes.opened(thread, fd)
-        file = self.state.regular(is_open)
+        position, flags, mount, inode = self.processes.opened(thread, fd)
+        file = self.state.regular(mount, inode)
         if file is None:
             info = self.processes.descriptor(thread, fd)
             kind = stat.S_IFMT(info.st_mode)
@@ -80,15 +82,14 @@ class Data:
             file = self.finder.open_file(call, fd, info) if kind == stat.S_IFREG else None
             if file is None:
                 return None
-            self.state.learn(is_open, info)
-        flags = is_open.flags
-        if flags & os.O_ACCMODE == os.O_RDONLY:
+            self.state.learn(mount, inode, info)
+        if not flags & _WRITABLE:
             return None
         before = self.state.shadow.size(file)
-        if (flags & os.O_APPEND and not rwf & _RWF_NOAPPEND) or rwf & _RWF_APPEND:
+        if (flags & _APPEND and not rwf & _RWF_NOAPPEND) or rwf & _RWF_APPEND:
             offset = before
         elif offset is None:
-            offset = is_open.position
+            offset = position
         if offset < 0:
             return None
         data = self._bytes(thread, parts)
@@ -98,7 +99,7 @@ class Data:
             return None
         at, end, path = offset, offset + len(data), self.state.path(file)
         op = call.write(file, path, at, data)
-        synced = _synced(flags, rwf)
+        synced = _synced(flags, rwf) if flags & _DSYNC or rwf else ""
 
         def confirm(strict: bool) -> list[Op]:
             made = op
@@ -133,7 +134,7 @@ class Data:
         file = self.finder.open_file(call, fd, info) if stat.S_ISREG(info.st_mode) else None
         if file is None:
             return None
-        return self._read_back(call, file, fd, _synced(self.processes.opened(call.tid, number(fd)).flags))
+        return self._read_back(call, file, fd, _synced(self.processes.opened(call.tid, number(fd))[1]))
 
     def _read_back(self, call: Call, file: int, fd: int, synced: str = "") -> Pending:
         """What the call writes is known only afterwards: from the file, by its name or else by its descriptor."""

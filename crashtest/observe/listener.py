@@ -10,7 +10,6 @@ import contextlib
 import errno
 import fcntl
 import struct
-from typing import NamedTuple
 
 _RECV, _SEND, _SET_FLAGS = 0xC0502100, 0xC0182101, 0x40082104
 _SYNC_WAKE_UP = 1
@@ -22,14 +21,17 @@ _EMPTY = bytes(_NOTIF.size)
 _NOBODY, _NOT_WAITING = (errno.ENOENT, errno.EINTR, errno.ENOTCONN), (errno.ENOENT, errno.EINPROGRESS)
 
 
-class Stop(NamedTuple):
+class Stop:
     """A thread stopped before a call: `thread` is its id, `args` the six raw arguments (unsigned 64 bit)."""
 
-    id: int
-    thread: int
-    number: int
-    arch: int
-    args: tuple[int, ...]
+    __slots__ = ("arch", "args", "id", "number", "thread")
+
+    def __init__(self, id: int, thread: int, number: int, arch: int, *args: int) -> None:
+        self.id = id
+        self.thread = thread
+        self.number = number
+        self.arch = arch
+        self.args = args
 
 
 class Listener:
@@ -52,12 +54,11 @@ class Listener:
             if error.errno in _NOBODY:
                 return None
             raise
-        fields = _NOTIF.unpack(buffer)
-        return Stop(fields[0], fields[1], fields[2], fields[3], fields[4:])
+        return Stop(*_NOTIF.unpack(buffer))
 
-    def _send(self, stop: Stop, value: int, error: int, flags: int) -> bool:
+    def _send(self, answer: bytes) -> bool:
         try:
-            fcntl.ioctl(self.fd, _SEND, _RESP.pack(stop.id, value, error, flags))
+            fcntl.ioctl(self.fd, _SEND, answer)
         except OSError as failure:
             if failure.errno in _NOT_WAITING:
                 return False
@@ -66,12 +67,12 @@ class Listener:
 
     def let_go(self, stop: Stop) -> bool:
         """Let the call happen. False when the thread is gone, so that it did not."""
-        return self._send(stop, 0, 0, _CONTINUE)
+        return self._send(_RESP.pack(stop.id, 0, 0, _CONTINUE))
 
     def pretend(self, stop: Stop, value: int) -> bool:
         """The call does not happen and returns `value`."""
-        return self._send(stop, value, 0, 0)
+        return self._send(_RESP.pack(stop.id, value, 0, 0))
 
     def fail(self, stop: Stop, error: int) -> bool:
         """The call does not happen and fails with `error` (a positive errno value)."""
-        return self._send(stop, 0, -error, 0)
+        return self._send(_RESP.pack(stop.id, 0, -error, 0))

@@ -13,7 +13,7 @@ import os
 import stat
 from typing import NamedTuple, Protocol
 
-from crashtest.observe.process import Opened, opened
+from crashtest.observe.process import opened
 
 AT_FDCWD = 0xFFFFFF9C  # -100 as the unsigned 32 bits a filter sees
 #: directories kept open; a call that is under way needs two of them
@@ -82,16 +82,16 @@ class State:
         """The file id of an inode, or None when it is not one of the state's."""
         return self.inodes.get(info.st_ino) if info.st_dev == self.device else None
 
-    def regular(self, is_open: Opened) -> int | None:
-        """The file id of what is open, when it is known to be a plain file of the state."""
-        if is_open.inode in self._regular and is_open.mount == self.mount:
-            return self.inodes.get(is_open.inode)
+    def regular(self, mount: int, inode: int) -> int | None:
+        """The file id of what is open there, when it is known to be a plain file of the state."""
+        if inode in self._regular and mount == self.mount:
+            return self.inodes.get(inode)
         return None
 
-    def learn(self, is_open: Opened, info: os.stat_result) -> None:
-        """What is open has turned out to be a plain file of the state: `regular` knows it from now on."""
-        if is_open.mount == self.mount and is_open.inode == info.st_ino:
-            self._regular.add(info.st_ino)
+    def learn(self, mount: int, inode: int, info: os.stat_result) -> None:
+        """What is open there has turned out to be a plain file of the state: `regular` knows it from now on."""
+        if mount == self.mount and inode == info.st_ino:
+            self._regular.add(inode)
 
     def register(self, info: os.stat_result) -> int:
         """Give a new inode its file id."""
@@ -167,7 +167,7 @@ def mount_of(directory: str) -> int:
     fd = os.open(directory, os.O_PATH | os.O_CLOEXEC)
     try:
         with open(f"/proc/self/fdinfo/{fd}", "rb", buffering=0) as info:
-            mount = opened(info.read(256)).mount
+            _, _, mount, _ = opened(info.read(256))
     finally:
         os.close(fd)
     return mount if _is_plain(mount) else -1

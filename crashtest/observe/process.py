@@ -13,24 +13,18 @@ import functools
 import os
 import struct
 from collections.abc import Hashable
-from typing import NamedTuple
 
 _PIECE = 256
 #: how many files of each kind are kept open
 _KEPT = 128
 
 
+#: what a descriptor is: the file's offset, its open flags, its mount, and its inode number (-1: not told)
+Opened = tuple[int, int, int, int]
+
+
 class Gone(Exception):
     """The thread ended (or its memory cannot be read): its call does not happen, or fails with EFAULT."""
-
-
-class Opened(NamedTuple):
-    """What a descriptor is: the file's offset, the open flags, the mount, and the inode number (-1: not told)."""
-
-    position: int
-    flags: int
-    mount: int
-    inode: int
 
 
 class _Kept:
@@ -70,7 +64,7 @@ def _pread(fd: int, size: int, address: int) -> bytes:
 def opened(info: bytes) -> Opened:
     """What a file of fdinfo says (proc(5); the inode number is told since Linux 5.14)."""
     words = info.split(None, 8)
-    return Opened(int(words[1]), int(words[3], 8), int(words[5]), int(words[7]) if words[6:7] == [b"ino:"] else -1)
+    return int(words[1]), int(words[3], 8), int(words[5]), int(words[7]) if words[6:7] == [b"ino:"] else -1
 
 
 class Processes:
@@ -97,26 +91,26 @@ class Processes:
 
     def read(self, thread: int, address: int, size: int) -> bytes:
         """Up to `size` bytes of its memory: fewer where the mapping ends. Raises `Gone` when there are none."""
+        fd = self._memory.get(thread)
+        if fd is not None:
+            try:
+                data = os.pread(fd, size, address)
+                if len(data) == size:
+                    return data
+            except (OSError, OverflowError):
+                pass  # by now it may be another program's
         if not size:
             return b""
-        fd = self._memory.get(thread)
-        data = b"" if fd is None else _pread(fd, size, address)
-        if len(data) == size:
-            return data
-        if not data:
-            try:
-                fd = self._memory.open(thread, f"/proc/{thread}/mem")
-            except OSError as error:
-                raise Gone(f"thread {thread}: {error.strerror}") from None
-            data = _pread(fd, size, address)
-            if not data:
-                raise Gone(f"thread {thread}: nothing mapped at {address:#x}")
-        if len(data) == size or fd is None:
-            return data
-        parts, got = [data], len(data)
+        try:
+            fd = self._memory.open(thread, f"/proc/{thread}/mem")
+        except OSError as error:
+            raise Gone(f"thread {thread}: {error.strerror}") from None
+        parts, got = [], 0
         while got < size and (data := _pread(fd, size - got, address + got)):
             parts.append(data)
             got += len(data)
+        if not parts:
+            raise Gone(f"thread {thread}: nothing mapped at {address:#x}")
         return b"".join(parts)
 
     def string(self, thread: int, address: int) -> str:

@@ -38,10 +38,10 @@ class Syncs:
     def _synced(self, call: Call) -> int | None:
         """The file of the state that the descriptor can sync."""
         fd = number(call.args[0])
-        is_open = self.finder.processes.opened(call.tid, fd)
-        if is_open.flags & os.O_PATH:
+        _, flags, mount, inode = self.finder.processes.opened(call.tid, fd)
+        if flags & os.O_PATH:
             return None
-        file = self.state.regular(is_open)
+        file = self.state.regular(mount, inode)
         if file is None:
             info = self.finder.processes.descriptor(call.tid, fd)
             file = self.state.file(info) if stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode) else None
@@ -60,7 +60,7 @@ class Syncs:
 
     def _file_system(self, call: Call) -> Pending | None:
         fd = number(call.args[0])
-        if self.finder.processes.opened(call.tid, fd).flags & os.O_PATH:
+        if self.finder.processes.opened(call.tid, fd)[1] & os.O_PATH:
             return None
         info = self.finder.processes.descriptor(call.tid, fd)
         return _done(call, [call.op("syncfs")]) if info.st_dev == self.state.device else None

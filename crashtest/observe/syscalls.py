@@ -17,7 +17,7 @@ from crashtest.observe.places import Shadow, State
 from crashtest.observe.process import Processes, alive
 from crashtest.trace import NAME_CHANGES, SYNCS, Ack, Event, Op, Step, Trace
 
-_NOBODY = Stop(0, -1, -1, 0, ())
+_NOBODY = Stop(0, -1, -1, 0)
 
 
 class Recorded(Shadow, Protocol):
@@ -82,7 +82,10 @@ class Recorder:
 
     def decode(self, stop: Stop, where: str) -> Pending | Message | None:
         """What the call is about to do. where: the place in the program, for its events."""
-        return self.calls.decode(stop, self.thread_number(stop.thread), where, len(self.events))
+        thread = self._threads.get(stop.thread)
+        if thread is None:
+            thread = self.thread_number(stop.thread)
+        return self.calls.decode(stop, thread, where, len(self.events))
 
     def let_go(self, pending: Pending) -> None:
         """The call is about to be answered with 'continue'."""
@@ -119,13 +122,14 @@ class Recorder:
 
     def _append(self, ops: list[Op]) -> None:
         for op in ops:
+            kind = op.kind
             self.shadow.apply(op)
-            if op.kind in NAME_CHANGES:
+            if kind in NAME_CHANGES:
                 self.state.renamed()
-            if op.kind in SYNCS and ops[0].changes:
+            elif kind in SYNCS and ops[0].changes:
                 self.events.append(op._replace(began=len(self.events)))  # the write that it comes with is covered
-            else:
-                self.events.append(op)
+                continue
+            self.events.append(op)
 
 
 def _under_way(stop: Stop) -> bool:
