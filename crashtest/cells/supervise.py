@@ -30,6 +30,7 @@ from crashtest.observe.stacks import DESCRIPTOR, RESTART, Stacks
 from crashtest.observe.syscalls import Recorder
 from crashtest.trace import Ack, Event, Step, Trace
 
+_EXECS = frozenset(number for number, name in bpf.call_names().items() if name.startswith("exec"))
 #: how long processes that outlive their workload may take to end by themselves, in seconds
 GRACE = 2.0
 #: how long a call of another thread may stay under way before it is taken as failed, in seconds
@@ -376,7 +377,8 @@ class Supervision:
                 place = self._places[stop.thread] = self._place(stop.thread)
         made = recorder.decode(stop, place)
         if made is None:
-            self._places.clear()  # it may have been an exec
+            if stop.number in _EXECS:
+                self._places.clear()
             self._lock(stop)
             listener.let_go(stop)
         elif isinstance(made, Message) and made.channel == "quiet":
@@ -408,7 +410,7 @@ class Supervision:
         recorder, listener = self.recorder, self._listener
         assert recorder is not None and listener is not None
         at = len(recorder.events)
-        if self._stacks is not None and self._has_company():
+        if self._stacks is not None and self._has_company(stop.thread):
             self.out.company.append(at)
         if self.crash is not None and at >= self.crash.cut and self._due(at, made):
             self._strike(stop, made, where)
@@ -424,8 +426,11 @@ class Supervision:
             if listener.let_go(stop):
                 recorder.ack(stop, made.data, where)
 
-    def _has_company(self) -> bool:
-        """Whether another process of this run lives: a child of the worker, or one that lost its parent."""
+    def _has_company(self, stopped: int) -> bool:
+        """Whether another process of this run lives: the one that has stopped, a child of the worker, or one that
+        lost its parent."""
+        if self._processes.owner(stopped) != self.worker:
+            return True
         below = self._processes.children
         return bool(below(self.worker)) or any(
             pid != self.worker and pid not in self._but and alive(pid) for pid in below(os.getpid())

@@ -17,7 +17,7 @@ from crashtest.observe.process import opened
 
 AT_FDCWD = 0xFFFFFF9C  # -100 as the unsigned 32 bits a filter sees
 #: directories kept open; a call that is under way needs two of them
-_KEPT = 128
+_KEPT = 64
 #: file systems on which a mount and an inode number name one file (not so with subvolumes and overlays)
 _PLAIN = {b"ext2", b"ext3", b"ext4", b"tmpfs", b"xfs"}
 _LINKS = 40  # path_resolution(7): more symbolic links than this are ELOOP
@@ -95,7 +95,10 @@ class State:
 
     def register(self, info: os.stat_result) -> int:
         """Give a new inode its file id."""
-        self._regular.discard(info.st_ino)
+        if stat.S_ISREG(info.st_mode):
+            self._regular.add(info.st_ino)
+        else:
+            self._regular.discard(info.st_ino)
         made = self.inodes[info.st_ino] = self.shadow.new_id()
         old = self._directories.pop(made, None)
         if old is not None:

@@ -16,7 +16,7 @@ from collections.abc import Hashable
 
 _PIECE = 256
 #: how many files of each kind are kept open
-_KEPT = 128
+_KEPT = 64
 
 
 #: what a descriptor is: the file's offset, its open flags, its mount, and its inode number (-1: not told)
@@ -41,6 +41,15 @@ class _Kept:
             self.drop(next(iter(self._fds)))
         fd = self._fds[key] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         return fd
+
+    def read(self, key: Hashable, path: str) -> bytes:
+        """Its beginning, as it is now; nothing when there is no such file."""
+        fd = self.get(key)
+        text = b"" if fd is None else _pread(fd, 1 << 14, 0)
+        if not text:
+            with contextlib.suppress(OSError):
+                text = os.pread(self.open(key, path), 1 << 14, 0)
+        return text
 
     def drop(self, key: Hashable) -> None:
         fd = self._fds.pop(key, -1)
@@ -75,6 +84,7 @@ class Processes:
         self._descriptors = _Kept()
         self._children = _Kept()
         self._status = _Kept()
+        self._calls = _Kept()
         self._programs: dict[int, str] = {}
         self._owners: dict[int, int] = {}
 
@@ -86,7 +96,7 @@ class Processes:
             self._programs.pop(one, None)
 
     def close(self) -> None:
-        for kept in (self._memory, self._descriptors, self._children, self._status):
+        for kept in (self._memory, self._descriptors, self._children, self._status, self._calls):
             kept.close()
 
     def read(self, thread: int, address: int, size: int) -> bytes:
@@ -184,12 +194,12 @@ class Processes:
 
     def signals(self, thread: int) -> tuple[int, int]:
         """The signals it blocks and those it has handlers for, as masks (proc(5), status); (0, 0) when it is gone."""
-        kept = self._status.get(thread)
-        text = b"" if kept is None else _pread(kept, 1 << 14, 0)
-        if not text:
-            with contextlib.suppress(OSError):
-                text = os.pread(self._status.open(thread, f"/proc/{thread}/status"), 1 << 14, 0)
+        text = self._status.read(thread, f"/proc/{thread}/status")
         return _mask(text, b"\nSigBlk:"), _mask(text, b"\nSigCgt:")
+
+    def current_call(self, thread: int) -> bytes:
+        """What /proc/PID/syscall says of a thread (proc(5)); nothing when it is gone."""
+        return self._calls.read(thread, f"/proc/{thread}/syscall")
 
     def children(self, process: int) -> list[int]:
         """As the function `children`, for a process that is asked often; of very many it may miss some."""
@@ -199,7 +209,7 @@ class Processes:
                 kept = self._children.get(task)
                 if kept is None:
                     kept = self._children.open(task, f"/proc/{process}/task/{task}/children")
-                found.extend(map(int, os.pread(kept, 1 << 16, 0).split()))
+                found.extend(map(int, os.pread(kept, 1 << 14, 0).split()))
         except OSError:
             return children(process)
         return found

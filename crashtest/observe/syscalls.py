@@ -15,8 +15,10 @@ from crashtest.observe.finding import Call, Message, Pending
 from crashtest.observe.listener import Stop
 from crashtest.observe.places import Shadow, State
 from crashtest.observe.process import Processes, alive
-from crashtest.trace import NAME_CHANGES, SYNCS, Ack, Event, Op, Step, Trace
+from crashtest.trace import SYNCS, Ack, Event, Op, Step, Trace
 
+#: kinds that give a file that has a path another one
+_RENAMING = frozenset({"exchange", "link", "rename"})
 _NOBODY = Stop(0, -1, -1, 0)
 
 
@@ -64,7 +66,7 @@ class Recorder:
         if flight is not None:
             own = flight.stop.thread == stop.thread
             # ask first whether it is over and then look: the other way round a call that ends in between is missed
-            over = own or give_up or not _under_way(flight.stop)
+            over = own or give_up or not self._under_way(flight.stop)
             made = flight.confirm(not own)
             if not made and not over:
                 return False
@@ -124,21 +126,16 @@ class Recorder:
         for op in ops:
             kind = op.kind
             self.shadow.apply(op)
-            if kind in NAME_CHANGES:
+            if kind in _RENAMING:
                 self.state.renamed()
             elif kind in SYNCS and ops[0].changes:
                 self.events.append(op._replace(began=len(self.events)))  # the write that it comes with is covered
                 continue
             self.events.append(op)
 
-
-def _under_way(stop: Stop) -> bool:
-    """Whether the thread may still be inside the call it was let into (proc(5), /proc/PID/syscall)."""
-    try:
-        with open(f"/proc/{stop.thread}/syscall", "rb") as file:
-            words = file.read().split()
-    except OSError:
-        return False
-    if words and words[0] == b"running":
-        return alive(stop.thread)
-    return bool(words) and words[0] == str(stop.number).encode()
+    def _under_way(self, stop: Stop) -> bool:
+        """Whether the thread may still be inside the call it was let into."""
+        words = self.processes.current_call(stop.thread).split(None, 1)
+        if words and words[0] == b"running":
+            return alive(stop.thread)
+        return bool(words) and words[0] == b"%d" % stop.number
