@@ -63,6 +63,7 @@ def test_a_synchronous_write_is_followed_by_the_sync_of_its_range(prepare: Prepa
         ("fsync", "sendfile", "new", 0, 4),
     ]
     assert all(op.data == b"" and op.began == at for at, op in found if op.kind in SYNCS), "it covers its own write"
+    assert found[1][1].describe() == "write(a, fsync of 3 bytes at 0)"
 
 
 def test_a_sync_names_its_file_and_its_range(prepare: Prepare, write_scenario: Write) -> None:
