@@ -39,6 +39,8 @@ class ModelResult(msgspec.Struct, kw_only=True):
 
     crash_points: int = 0
     cells: int = 0
+    #: how many of the cells are real kills; the others were made from the record
+    kills: int = 0
     #: distinct trees recovered
     trees: int = 0
     #: distinct (tree, acks) judged

@@ -38,6 +38,16 @@ def mark() -> int:
     return atexit._ncallbacks()
 
 
+def prepare() -> None:
+    """Before an orderly end: what was set aside can be collected again, and so a file kept open is flushed."""
+    gc.unfreeze()
+
+
+def pass_over() -> None:
+    """What is there now has been looked at: only what is made from here on counts as new."""
+    gc.freeze()
+
+
 def nothing_left(handlers: int) -> bool:
     """Whether ending now leaves every file as an orderly end would. handlers: what `mark` returned."""
     if threading.active_count() > 1 or atexit._ncallbacks() != handlers:

@@ -44,6 +44,10 @@ class Example:
         self.prepared = prepared
         self.seccomp = seccomp
         self.states: list[str] = prepared["states"]
+        #: why no two states may be recovered in one process, "" where they may
+        self.remembers = ""
+        #: judged anew from the beginning: what still comes in is not for this one
+        self.void = False
         self.events: list[Event] = [from_plain(event) for event in prepared["events"]]
         self.facts: dict[str, dict[str, Any]] = {}
         self.cells: list[tuple[Cell, dict[str, Any]]] = []
@@ -226,21 +230,21 @@ class Example:
     def _same_place(self, cell: Cell, facts: dict[str, Any]) -> bool:
         """Whether the killed run did the same as the recorded one up to the cut."""
         done = facts["events"] - bool(cell.torn)
-        if facts["problem"] or done < cell.cut or (done > cell.cut and cell.variant == "group"):
+        if facts["problem"] or done < cell.cut or (done > cell.cut and cell.variant in ("group", "computed")):
             return False  # where the worker alone died, its children add events of their own
         expected = self.events[cell.cut].describe() if cell.cut < len(self.events) else ""
         here, there = facts["before"].rpartition("/")[0], expected.rpartition("/")[0]
         return _call(facts["before"]) == _call(expected) and here == there  # temp names may differ from run to run
 
-    def history(self, cell: Cell) -> tuple[list[Event], list[str]]:
-        """The events and the acks (as sent) that a rebuilt crash state is made of."""
-        events = self.events[: cell.cut]
-        if cell.torn:
-            torn = self.events[cell.cut]
-            assert isinstance(torn, Op)
-            events = [*events, torn._replace(data=torn.data[: cell.torn])]
-        acks = [f"{int(e.same)}{e.value}" for e in events if isinstance(e, Ack)]
-        return events, acks
+    def to_kill(self) -> list[tuple[Cell, dict[str, Any]]]:
+        """The first computed cell of each violation's cause that no real kill has shown: to be killed for real."""
+        shown = {(f.guarantee, self.cause(c, facts)) for f, c, facts in self.faults if c.variant != "computed"}
+        causes: dict[tuple[str, str], tuple[Cell, dict[str, Any]]] = {}
+        for fault, cell, facts in sorted(self.faults, key=_order):
+            key = (fault.guarantee, self.cause(cell, facts))
+            if cell.variant == "computed" and not cell.inner and key not in shown:
+                causes.setdefault(key, (cell, facts))
+        return list({pair[0]: pair for pair in causes.values()}.values())
 
     def frontier(self) -> bool:
         """Whether some nested crash leaves a tree whose own recovery was not killed: it lies at the last depth."""
@@ -251,7 +255,7 @@ class Example:
         """The first nested crash of each violation's cause, to be made by real kills."""
         causes: dict[tuple[str, str], tuple[Cell, dict[str, Any]]] = {}
         for fault, cell, facts in sorted(self.faults, key=_order):
-            if cell.inner and cell.variant == "group" and self._comparable(cell, facts):
+            if cell.inner and cell.variant in ("group", "computed") and self._comparable(cell, facts):
                 causes.setdefault((fault.guarantee, self.cause(cell, facts)), (cell, facts))
         return list(causes.values())
 
@@ -264,6 +268,18 @@ class Example:
             )
             return
         self._compare(cell, {**killed, "acks": rebuilt["acks"]}, rebuilt, killed["new"] or self.facts)
+
+    def confirm_by_kill(self, cell: Cell, rebuilt: dict[str, Any], killed: dict[str, Any]) -> None:
+        """A crash state that was computed, and showed a violation, was made by a real kill as well."""
+        self.self_proofs += killed["proved"]
+        if killed["proof"] or killed["problem"] or not self._comparable(cell, killed):
+            words = quoted(killed["proof"][0]) if killed["proof"] else killed["problem"] or "it did something else"
+            self.harness_error = self.harness_error or (
+                f"a violation seen on a computed state could not be made by a real kill "
+                f"({place(self.events, cell, rebuilt['before'])}): {words}"
+            )
+            return
+        self._compare(cell, killed, rebuilt, killed["new"] or self.facts)
 
     def confirm(self, cell: Cell, killed: dict[str, Any], rebuilt: dict[str, Any]) -> None:
         """A killed and a rebuilt crash state must show the same; else the harness is wrong, and says so."""
@@ -369,6 +385,7 @@ def result(
     model = ModelResult(
         crash_points=sum(e.plan.crash_points for e in examples),
         cells=sum(len(e.cells) for e in examples),
+        kills=sum(cell.variant not in ("rebuilt", "computed") for e in examples for cell, _ in e.cells),
         trees=sum(len(e.facts) for e in examples),
         unique_states=sum(len(e.seen) for e in examples),
         skipped=sum(e.plan.skipped + sum(f["skipped"] for f in e.facts.values()) for e in examples) + unrun,
@@ -484,7 +501,7 @@ def find(examples: list[Example], identity: str) -> tuple[Example, Cell | None]:
         name = example_id(example.ops)
         for _, cell, _ in example.faults:
             if cell_id(example.scenario.name, name, cell, "kill") == identity:
-                return example, cell
+                return example, cell._replace(variant="group") if cell.variant == "computed" else cell
     return next(e for e in examples if e.prepared["fault"]), None
 
 
@@ -504,6 +521,8 @@ def _notes(made: ScenarioResult, scenario: Scenario, examples: list[Example]) ->
         changed = changed or next((f["observe_changed"] for f in example.facts.values() if f["observe_changed"]), [])
         if changed and scenario.do_recover is not None:
             notes[f"observe changes files ({quoted(changed[0])}); let recover do that, and observe only look"] = None
+        if example.remembers:
+            notes[f"every recovery ran in a process of its own, because it remembers ({example.remembers})"] = None
         if example.prepared["uncertain"]:
             notes[f"{example.prepared['uncertain']} calls of other threads could not be timed exactly"] = None
         again = sum(cell.variant == "rebuilt" and not example.is_store(cell) for cell, _ in example.cells)

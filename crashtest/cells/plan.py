@@ -15,11 +15,20 @@ from crashtest.trace import PAGE, Ack, Event, Op, Step, crash_points
 TEARS = 3
 #: calls whose bytes the supervisor knows before they are written, so that it can let a prefix through
 _TEARABLE = frozenset({"write", "pwrite64", "writev", "pwritev", "pwritev2"})
-_VARIANTS = {"group": "", "worker": "w", "late": "l", "rebuilt": "r"}
+_VARIANTS = {"group": "", "worker": "w", "late": "l", "rebuilt": "r", "computed": ""}
+#: how many events may be repeated in all by workers that are really killed, before only a sample of the crash points is
+#: a real kill: at 220 points each is one. Their cost would grow with the square of the number of operations
+REPEATED = 25_000
+#: real kills that are made however long the run is
+KILLS = 32
 
 
 class Cell(NamedTuple):
-    """One crash to realise, as `cells.supervise.Crash` takes it; variant "rebuilt": from the record, without a kill."""
+    """One crash to realise, as `cells.supervise.Crash` takes it.
+
+    Two variants are made from the record, without a kill: "rebuilt", where a kill cannot be timed, and "computed", the
+    state that a kill of the whole group there leaves.
+    """
 
     cut: int
     kind: str
@@ -87,7 +96,26 @@ def plan(events: list[Event], company: list[int], seccomp: bool) -> Plan:
             chosen, left_out = tears_tried(event)
             skipped += left_out
             cells += [Cell(cut, kind, length, "group") for length in chosen]
-    return Plan(len(points), cells, skipped)
+    if not seccomp:
+        return Plan(len(points), cells, skipped)
+    cells, left_out = _sampled(cells)
+    return Plan(len(points), cells, skipped + left_out)
+
+
+def _sampled(cells: list[Cell]) -> tuple[list[Cell], int]:
+    """Real kills for an even sample of the crash points where all would be too many; the other variants left out."""
+    cost = sum(cell.cut for cell in cells if cell.variant == "group")
+    if cost <= REPEATED:
+        return cells, 0
+    cuts = sorted({cell.cut for cell in cells})
+    number = max(KILLS, len(cuts) * REPEATED // cost)
+    real = {cuts[(2 * at + 1) * len(cuts) // (2 * number)] for at in range(number)}
+    kept = [
+        cell._replace(variant="computed") if cell.variant == "group" and cell.cut not in real else cell
+        for cell in cells
+        if cell.cut in real or cell.variant in ("group", "rebuilt")
+    ]
+    return kept, len(cells) - len(kept)
 
 
 def short_hash(text: str) -> str:

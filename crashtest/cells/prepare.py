@@ -1,19 +1,27 @@
 """The runs without a crash: the first state, the expected states S0..Sn, and the trace of the whole run.
 
 Guarantees: every expected state is observed after a run that ended normally (or, without operations, on a copy taken
-at the ack and once more after the end), twice, and the two must agree. What cannot be judged comes back as a problem
-in words, never as an expected state.
+at the ack and once more after the end), twice, and the two must agree. With more operations than `FEW` each state is
+taken at its ack, and a sample of them is held against runs that ended normally: when one differs, all are made the
+long way. So the cost grows with the number of operations, not with its square. What cannot be judged comes back as a
+problem in words, never as an expected state.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from crashtest.cells.batch import Batch, Unfit
 from crashtest.cells.realise import Bench, Ran, Restarted, failure
 from crashtest.errors import HarnessError, quoted
 from crashtest.persist.tree import Tree
 from crashtest.trace import to_plain
 from crashtest.values import shown
+
+#: operations up to which every expected state comes from a run of its own that ends normally
+FEW = 24
+#: runs that end normally among more operations than that
+NORMAL_ENDS = 12
 
 
 class Problem(Exception):
@@ -36,6 +44,11 @@ class Expected:
         self.notes: list[str] = []
         self.observe_changed: list[str] = []
         self.recorded: Ran | None = None
+
+    def forget(self) -> None:
+        """Begin anew."""
+        for learnt in (self.states, self.names, self.glances):
+            learnt.clear()
 
 
 def prepare(bench: Bench, ops: list[str] | None) -> dict[str, Any]:
@@ -71,6 +84,9 @@ def _learn(bench: Bench, first: Tree, ops: list[str] | None, expected: Expected)
     if ops is None:
         _learn_at_acks(bench, first, expected)
         return
+    if len(ops) > FEW and _learn_along(bench, first, ops, expected):
+        return
+    expected.forget()
     for number in range(len(ops) + 1):
         whole = number == len(ops)
         ran, _ = bench.run(first, ops[:number], record=whole, stacks=whole)
@@ -86,6 +102,50 @@ def _learn(bench: Bench, first: Tree, ops: list[str] | None, expected: Expected)
         _normal(bench, ran, number)
         state, _ = _observed(bench, ran.disk, None, number)
         _agree(expected.states[number], state, number)
+
+
+def _learn_along(bench: Bench, first: Tree, ops: list[str], expected: Expected) -> bool:
+    """Many operations: each state as it is at its ack, twice. False when a run that ended there shows another one."""
+    runs = [bench.run(first, ops, record=True, stacks=not attempt, keep_acked=True)[0] for attempt in range(2)]
+    expected.recorded = runs[0]
+    for ran in runs:
+        _normal(bench, ran, len(ops))
+    batch: Batch | None = Batch(bench, record=False)
+    try:
+        for attempt, ran in enumerate(runs):
+            for number, tree in enumerate([first, *ran.at_acks]):
+                try:
+                    state, after = _observed(bench, tree, None if attempt else expected, number, batch)
+                except Unfit:
+                    if batch is not None:
+                        batch.close()
+                    batch = None
+                    state, after = _observed(bench, tree, None if attempt else expected, number)
+                if attempt:
+                    _agree(expected.states[number], state, number)
+                else:
+                    expected.states.append(state)
+                    expected.names.append(after.names())
+    finally:
+        if batch is not None:
+            batch.close()
+    return _as_if_ended(bench, first, ops, expected)
+
+
+def _as_if_ended(bench: Bench, first: Tree, ops: list[str], expected: Expected) -> bool:
+    """Whether the states at the acks are those of runs that end normally, where that was tried."""
+    last = len(ops)
+    for number in sorted({round(at * last / NORMAL_ENDS) for at in range(NORMAL_ENDS + 1)}):
+        ran, _ = bench.run(first, ops[:number])
+        _normal(bench, ran, number)
+        state, after = _observed(bench, ran.disk, None, number)
+        names = sorted({*ran.disk.names(), *after.names()})
+        if number == 0:  # the workload may have made something before its first operation
+            expected.names[0] = names
+        unlike = "clean" in bench.scenario.claimed() and names != expected.names[number]
+        if unlike or state != expected.states[number]:
+            return False
+    return True
 
 
 def _learn_at_acks(bench: Bench, first: Tree, expected: Expected) -> None:
@@ -149,20 +209,24 @@ def _normal(bench: Bench, ran: Ran, acks: int | None) -> None:
         raise Problem(f"the record does not give what is on disk: {quoted(ran.proof[0], 400)}; likely cause: {cause}")
 
 
-def _observed(bench: Bench, tree: Tree, expected: Expected | None, number: int) -> tuple[str, Tree]:
-    """Start again on a copy of `tree` and look. (state, the tree after it)"""
+def _observed(
+    bench: Bench, tree: Tree, expected: Expected | None, number: int, batch: Batch | None = None
+) -> tuple[str, Tree]:
+    """Start again on a copy of `tree` and look. (state, the tree after it). Raises `Unfit`."""
     bench.restore(tree)
+    glance = None
     if bench.scenario.do_glance is not None and expected is not None:
-        seen = bench.glance()
+        seen = bench.glance(batch)
         if seen.failure:
             raise Problem(f"in a run without a crash glance {seen.failure}")
-        expected.glances.append(seen.value)
-    restarted: Restarted = bench.restart()
+        glance = seen.value
+    restarted: Restarted = bench.restart(batch=batch)
     if restarted.failure:
         raise Problem(f"in a run without a crash (after operation {number}) {restarted.failure}")
     if restarted.tree is None:
         raise HarnessError("the recovered state was not captured")
     if expected is not None:
+        expected.glances += [] if glance is None else [glance]
         expected.notes.extend(note for note in restarted.notes if note not in expected.notes)
         expected.observe_changed = expected.observe_changed or restarted.observe_changed
     return restarted.value, restarted.tree

@@ -12,7 +12,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from crashtest.cells import worker
 from crashtest.cells.supervise import Crash, Outcome, Supervision
@@ -23,6 +23,9 @@ from crashtest.persist.tree import Tree, remove
 from crashtest.scenario import Run, Scenario
 from crashtest.trace import Event, Trace
 from crashtest.values import parse
+
+if TYPE_CHECKING:
+    from crashtest.cells.batch import Batch
 
 #: what every part of a scenario is run with, so that two runs differ in nothing the harness could have fixed
 ENVIRONMENT = {
@@ -82,6 +85,8 @@ class Bench:
         self.program = bpf.program() if seccomp else None
         #: how parts that may change files end (`worker.child`)
         self.end = "orderly"
+        #: the processes that serve batches and wait for their next state
+        self.serving: set[int] = set()
         #: whether any run took too long since this was last set to False
         self.timed_out = False
         os.makedirs(root, mode=0o700, exist_ok=True)
@@ -113,6 +118,7 @@ class Bench:
         return Tree.capture(self.state)
 
     def _supervise(self, body: Callable[[worker.Pipes], Any], **more: Any) -> Supervision:
+        more["but"] = more.get("but", frozenset()) | self.serving
         return Supervision(
             body,
             cwd=f"{self.root}/home",
@@ -148,14 +154,14 @@ class Bench:
         looks = name in ("glance", "check") or (name == "observe" and self.scenario.do_recover is not None)
         end = "at once" if looks else self.end
         out = self._supervise(worker.part(function, self.state, name, *more), end=end, **options).run()
-        return self._part_result(name, out)
+        return self.part_result(name, out)
 
     def recover_on(self, tree: Tree, crash: Crash | None = None, stacks: bool = False) -> tuple[Restarted, Outcome]:
         """Run recovery (observe, where there is no recover part) on disk, recorded. tree: what is on disk.
 
         crash: kill it there. The tree must have been captured from the disk, or restored to it (`Tree.inodes`).
         """
-        name, function = self._recovery()
+        name, function = self.recovery()
         shadow = tree.copy()
         out = self._supervise(
             worker.part(function, self.state, name),
@@ -167,18 +173,18 @@ class Bench:
             crash=crash,
             who="recovery",
         ).run()
-        made = self._part_result(name, out)
+        made = self.part_result(name, out)
         made.tree, made.trace = self.capture(), out.trace
         made.proof = shadow.differences(made.tree)
         return made, out
 
-    def _recovery(self) -> tuple[str, Callable[[Path], object]]:
+    def recovery(self) -> tuple[str, Callable[[Path], object]]:
         scenario = self.scenario
         name, function = ("recover", scenario.do_recover) if scenario.do_recover else ("observe", scenario.do_observe)
         assert function is not None
         return name, function
 
-    def _part_result(self, name: str, out: Outcome) -> Restarted:
+    def part_result(self, name: str, out: Outcome) -> Restarted:
         if "usage" in out.answer:
             raise UsageError(f"{self.scenario.name}: {out.answer['usage']}")
         made = Restarted()
@@ -190,34 +196,48 @@ class Bench:
         made.value = str(out.answer.get("value", "null"))
         return made
 
-    def glance(self) -> Restarted:
+    def part(self, name: str) -> Restarted:
+        """Run recover, observe or glance on what is on disk, in a process of its own."""
+        scenario = self.scenario
+        function = {"recover": scenario.do_recover, "observe": scenario.do_observe, "glance": scenario.do_glance}[name]
+        assert function is not None
+        return self._part(name, function)
+
+    def _recovered(self, tree: Tree) -> Restarted:
+        return self.recover_on(tree)[0]
+
+    def glance(self, batch: Batch | None = None) -> Restarted:
         """What a reader sees before recovery; a glance that changes a file is a `UsageError`."""
-        assert self.scenario.do_glance is not None
         before = self.capture()
-        seen = self._part("glance", self.scenario.do_glance)
+        seen = self.part("glance") if batch is None else batch.part("glance")
         changed = before.differences(self.capture())
         if changed:
             raise UsageError(f"{self.scenario.name}: glance changes files ({changed[0]}); it must only look")
         return seen
 
-    def restart(self, known: dict[str, str] | None = None, record: Tree | None = None) -> Restarted:
-        """Recover and observe what is on disk, each in a fresh process.
+    def restart(
+        self, known: dict[str, str] | None = None, record: Tree | None = None, batch: Batch | None = None
+    ) -> Restarted:
+        """Recover and observe what is on disk, each in a fresh process, or both in that of `batch`.
 
         known: digests of recovered trees that have been observed, with what was seen; a tree in it is not
-        observed again, a new one is added. record: the tree on disk, to have recovery recorded.
+        observed again, a new one is added. record: the tree on disk, to have recovery recorded. Raises `Unfit` where
+        the batch cannot stand for processes of their own.
         """
         assert self.scenario.do_observe is not None
+        part: Callable[[str], Restarted] = self.part if batch is None else batch.part
+        recover_on = self._recovered if batch is None else batch.recover_on
         recovered = Restarted()
         if self.scenario.do_recover is None and record is None:
-            seen = self._part("observe", self.scenario.do_observe)
+            seen = part("observe")
             seen.tree = self.capture()
         elif self.scenario.do_recover is None and record is not None:
-            seen, _ = self.recover_on(record)
+            seen = recover_on(record)
         else:
             if record is not None:
-                recovered, _ = self.recover_on(record)
+                recovered = recover_on(record)
             else:
-                recovered = self._part("recover", self._recovery()[1])
+                recovered = part("recover")
                 recovered.tree = self.capture()
             if recovered.failure:
                 recovered.failure = f"recovery {recovered.failure}"
@@ -226,7 +246,7 @@ class Bench:
             if known is not None and recovered.tree.digest() in known:
                 recovered.value = known[recovered.tree.digest()]
                 return recovered
-            seen = self._part("observe", self.scenario.do_observe)
+            seen = part("observe")
             after = self.capture()
             if recovered.tree.digest() != after.digest():
                 seen.observe_changed = recovered.tree.differences(after, 3)
@@ -239,7 +259,7 @@ class Bench:
 
     def restart_beside(self, held: frozenset[int], on_lock: Callable[[int], None]) -> Restarted:
         """Recover what is on disk while the processes `held` are stopped; on_lock lets them go."""
-        name, function = self._recovery()
+        name, function = self.recovery()
         done = self._part(name, function, but=held, on_lock=on_lock, filter_program=self.program)
         done.failure = done.failure and f"recovery {done.failure}"
         return done
@@ -247,7 +267,7 @@ class Bench:
     def look(self) -> Restarted:
         """Observe what is on disk."""
         assert self.scenario.do_observe is not None
-        seen = self._part("observe", self.scenario.do_observe)
+        seen = self.part("observe")
         seen.failure = seen.failure and f"observe {seen.failure}"
         return seen
 

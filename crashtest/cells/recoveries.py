@@ -10,24 +10,52 @@ from __future__ import annotations
 
 from typing import Any
 
+from crashtest.cells import judge
+from crashtest.cells.batch import ENOUGH, Batch, Unfit
 from crashtest.cells.judge import next_operation
 from crashtest.cells.plan import kind_of, tears_tried
 from crashtest.cells.realise import Bench, Ran, Restarted, failure, summary
 from crashtest.cells.supervise import Crash, Outcome, Supervision
-from crashtest.errors import HarnessError
+from crashtest.errors import HarnessError, quoted
 from crashtest.persist.tree import Tree
-from crashtest.trace import Event, Op, Step, Trace, crash_points
+from crashtest.trace import Ack, Event, Op, Step, Trace, crash_points
+
+#: states that a batch turned out unfit for, after which no more is tried
+ENOUGH_UNFIT = 3
+#: one in so many batched states is also recovered in processes of its own
+SAMPLED = 64
+
+
+class Unbatchable(Exception):
+    """Recovery shows something else in a process that has recovered before; the message says what."""
+
+
+def shortened(value: Any) -> str:
+    return quoted(str(value), 200)
 
 
 class Cells:
     """The crash states of one example: realises them, recovers each distinct tree once, judges nothing itself.
 
     states: S0..Sn as canonical text. depth: 1 kills the workload only, 2 recovery as well, and so on. Results are
-    plain dicts for a message; `matrix.py` reads them.
+    plain dicts for a message; `matrix.py` reads them. events: the recorded run, from which states are computed.
     """
 
-    def __init__(self, bench: Bench, first: Tree, ops: list[str] | None, states: list[str], depth: int) -> None:
+    def __init__(
+        self,
+        bench: Bench,
+        first: Tree,
+        ops: list[str] | None,
+        states: list[str],
+        depth: int,
+        batches: bool = True,
+        events: list[Event] | None = None,
+    ) -> None:
         self.bench = bench
+        self.events = events or []
+        #: the tree after so many events
+        self._at, self._tree = 0, first.copy()
+        self._acked: list[bytes] = []
         self.first = first
         self.ops = ops
         self.states = states
@@ -42,6 +70,14 @@ class Cells:
         self._checked: dict[tuple[str, int], str] = {}
         self._rest_done = False
         self._timeouts = 0
+        #: by whether it records; None where batches proved unfit
+        self._batches: dict[bool, Batch | None] = {} if batches else {False: None, True: None}
+        self._batched = self._unfit = 0
+
+    def close(self) -> None:
+        """End the processes that serve batches."""
+        for record in list(self._batches):
+            self._drop(record)
 
     def kill(self, crash: Crash, alone: bool = False) -> dict[str, Any]:
         """One real kill, then recovery (`_kill`); alone: nothing else runs now, so a time-out is no chance.
@@ -49,7 +85,10 @@ class Cells:
         A cell in which anything timed out says so (`timed_out`), and nothing of it is remembered.
         """
         self.bench.timed_out = False
-        cell = self._kill(crash)
+        return self._timed(self._kill(crash), alone)
+
+    def _timed(self, cell: dict[str, Any], alone: bool) -> dict[str, Any]:
+        """Say whether anything timed out; then nothing of the cell is remembered, unless it came again alone."""
         cell["timed_out"] = self.bench.timed_out
         if alone:
             for facts in cell["new"].values():
@@ -72,7 +111,7 @@ class Cells:
         if crash.variant == "late":
             ran.disk = self.bench.capture()
         cell = self._cell(crash, ran, out)
-        cell.update(self.settle(ran.disk, out.acks))
+        cell.update(self.settle(ran.disk, out.acks, alone=True))
         return cell
 
     def _cell(self, crash: Crash, ran: Ran, out: Outcome, held: bool = False) -> dict[str, Any]:
@@ -111,18 +150,23 @@ class Cells:
         cell.update({"tree": digest, "new": {digest: facts}, "extra": extra, "inner": [], "scratch": False})
         return cell
 
-    def settle(self, disk: Tree, acks: list[bytes]) -> dict[str, Any]:
-        """Recover what is on disk (its tree is `disk`) and kill that recovery, unless that tree is known already."""
+    def settle(self, disk: Tree, acks: list[bytes], alone: bool) -> dict[str, Any]:
+        """Recover what is on disk (its tree is `disk`) and kill that recovery, unless that tree is known already.
+
+        alone: in processes of its own (`batch.py`); the states that killing recovery leaves are for batches.
+        """
         digest, scratch = disk.digest(), self.bench.scratch()
         if scratch:  # recovery may look there too, so the same tree beside other leftovers is another state
             digest += f"+{scratch}"
         self._fresh = {}
         if not self._walked(digest, 1):
-            self._learn(digest, disk, 1)
+            self._learn(digest, disk, 1, alone)
         inner: list[dict[str, Any]] = []
         if (digest, len(acks)) not in self._settled:
             self._settled.add((digest, len(acks)))
             self._collect(digest, [], acks, inner, {digest})
+            for one in {digest: 0, **{below["tree"]: 0 for below in inner}}:
+                self._make_sure(one, len(acks))
         new = {key: {k: v for k, v in facts.items() if k[0] != "_"} for key, facts in self._fresh.items()}
         extra = self._extra_of(digest, acks)
         return {"tree": digest, "new": new, "extra": extra, "inner": inner, "scratch": bool(scratch)}
@@ -140,9 +184,9 @@ class Cells:
         facts = self.known.get(digest)
         return facts is not None and (level >= self.depth or facts["_killed"] or facts["skipped"])
 
-    def _learn(self, digest: str, disk: Tree, level: int) -> None:
+    def _learn(self, digest: str, disk: Tree, level: int, alone: bool) -> None:
         """Recover the tree that is on disk, and then each tree that killing this recovery leaves."""
-        facts, trace = self._recover(disk, level)
+        facts, trace = self._recover(disk, level, alone)
         facts["_killed"] = level < self.depth
         self.known[digest] = self._fresh[digest] = facts
         if trace is None:
@@ -155,7 +199,7 @@ class Cells:
             facts["nested"].append([cut, torn, kind_of(trace.events, cut), below, before, where, step])
             if not self._walked(below, level + 1):
                 self.bench.restore(tree)
-                self._learn(below, tree, level + 1)
+                self._learn(below, tree, level + 1, False)
 
     def _collect(
         self, digest: str, path: list[list[Any]], acks: list[bytes], inner: list[dict[str, Any]], seen: set[str]
@@ -169,16 +213,79 @@ class Cells:
                 seen.add(below)
                 self._collect(below, at, acks, inner, seen)
 
-    def _recover(self, disk: Tree, level: int) -> tuple[dict[str, Any], Trace | None]:
+    def _recover(self, disk: Tree, level: int, alone: bool) -> tuple[dict[str, Any], Trace | None]:
         """The facts about the tree on disk; the record of its recovery, when that is to be killed in turn."""
-        glance = None
-        if self.bench.scenario.do_glance is not None:
-            seen = self.bench.glance()
-            glance = {"failure": seen.failure and f"glance {seen.failure}", "observed": seen.value}
         if self._timeouts >= 3:
             words = "was not tried: three recoveries timed out already"
             return {**self._facts(Restarted(words), None), "skipped": True}, None
-        restarted = self.bench.restart(self._observed, record=disk if level < self.depth else None)
+        return (None if alone else self._in_batch(disk, level)) or self._tried(disk, level, None)
+
+    def _in_batch(self, disk: Tree, level: int) -> tuple[dict[str, Any], Trace | None] | None:
+        """The same by a process that recovers one state after the other; None where that will not do.
+
+        What would be a violation by itself, and a sample, is done again in processes of its own.
+        """
+        record = level < self.depth
+        batch = self._batch(record)
+        if batch is None:
+            return None
+        try:
+            facts, trace = self._tried(disk, level, batch)
+        except Unfit:
+            self._unfit += 1
+            for one in (False, True):
+                self._drop(one, for_good=self._unfit >= ENOUGH_UNFIT)
+            self.bench.restore(disk)
+            return None
+        self._batched += 1
+        facts["_batched"] = disk
+        good = not facts["failure"] and facts["observed"] in self.states
+        again = facts["again"]
+        good = good and (again is None or (not again["failure"] and again["observed"] == facts["observed"]))
+        if not good or self._batched <= 2 or self._batched % SAMPLED == 0:
+            self._compare(facts, level)
+        return facts, trace
+
+    def _batch(self, record: bool) -> Batch | None:
+        batch = self._batches.get(record)
+        if batch is not None and batch.served >= ENOUGH:
+            self._drop(record)
+        if record not in self._batches:
+            self._batches[record] = Batch(self.bench, record)
+        return self._batches[record]
+
+    def _drop(self, record: bool, for_good: bool = False) -> None:
+        batch = self._batches.pop(record, None)
+        if batch is not None:
+            batch.close()
+        if for_good:
+            self._batches[record] = None
+
+    def _make_sure(self, digest: str, acked: int) -> None:
+        """A tree that would be a violation after so many acks has been recovered in processes of its own as well."""
+        facts = self.known[digest]
+        if facts.get("_batched") is not None and judge.state_fault(self.states, acked, facts["observed"]):
+            self._compare(facts, self.depth)
+
+    def _compare(self, facts: dict[str, Any], level: int) -> None:
+        """Recover in processes of its own what a batch recovered. Raises `Unbatchable` when they disagree."""
+        disk, facts["_batched"] = facts["_batched"], None
+        observed, again = self._observed, self._again
+        self._observed, self._again = {}, {}
+        self.bench.restore(disk)
+        alone, _ = self._tried(disk, level, None)
+        self._observed, self._again = observed, again
+        for key in ("failure", "observed", "glance", "again"):
+            if alone[key] != facts[key]:
+                raise Unbatchable(f"{key}: {shortened(facts[key])} in a batch, {shortened(alone[key])} alone")
+
+    def _tried(self, disk: Tree, level: int, batch: Batch | None) -> tuple[dict[str, Any], Trace | None]:
+        """Recover, observe and recover again what is on disk. Raises `Unfit`."""
+        glance = None
+        if self.bench.scenario.do_glance is not None:
+            seen = self.bench.glance(batch)
+            glance = {"failure": seen.failure and f"glance {seen.failure}", "observed": seen.value}
+        restarted = self.bench.restart(self._observed, disk if level < self.depth else None, batch)
         facts = self._facts(restarted, restarted.tree)
         facts["glance"] = glance
         if restarted.trace is not None and not restarted.timeout:
@@ -186,7 +293,7 @@ class Cells:
             facts["unmodelled"] = restarted.trace.unmodelled
             facts["outside"] = restarted.trace.outside
         if not restarted.failure and restarted.tree is not None:
-            facts["again"] = self._recover_again(restarted)
+            facts["again"] = self._recover_again(restarted, batch)
             facts["_tree"] = restarted.tree
         return facts, None if restarted.timeout else restarted.trace
 
@@ -210,7 +317,7 @@ class Cells:
         self.known.pop(disk.digest(), None)
         self._settled.discard((disk.digest(), len(ran.outcome.acks)))
         depth, self.depth = self.depth, 1
-        found = self.settle(disk, ran.outcome.acks)
+        found = self.settle(disk, ran.outcome.acks, alone=True)
         self.depth = depth
         return {**found, "where": where, "proof": proof}
 
@@ -232,7 +339,7 @@ class Cells:
             "outside": [],
         }
 
-    def _recover_again(self, first: Restarted) -> dict[str, Any]:
+    def _recover_again(self, first: Restarted, batch: Batch | None) -> dict[str, Any]:
         """Recovery of the recovered tree, once for each."""
         assert first.tree is not None
         digest = first.tree.digest()
@@ -240,7 +347,7 @@ class Cells:
         if known is None:
             if first.observe_changed:
                 self.bench.restore(first.tree)
-            second = self.bench.restart(self._observed)
+            second = self.bench.restart(self._observed, batch=self._batch(False) if batch is not None else None)
             known = self._again[digest] = {"failure": second.failure, "observed": second.value}
         return known
 
@@ -285,20 +392,39 @@ class Cells:
             self._live[key] = done
         return self._live[key]
 
-    def rebuild(self, events: list[Event], acks: list[bytes], depth: int) -> dict[str, Any]:
-        """A crash state without a kill: the recorded events applied to the first state, then recovery, to `depth`."""
+    def rebuild(self, cut: int, torn: int, compare: bool, alone: bool) -> dict[str, Any]:
+        """A crash state without a kill: the recorded events applied to the first state, then recovery.
+
+        compare: to depth 1 and in processes of its own, and nothing that is remembered may stand for it. alone: as in
+        `kill`.
+        """
         self.bench.timed_out = False
-        tree = self.first.copy()
-        for event in events:
-            if isinstance(event, Op):
-                tree.apply(event)
+        tree, acks = self._state(cut, torn)
         self.bench.restore(tree)
-        if depth == 1:  # a comparison: nothing that is remembered may stand in for it
+        depth = self.depth
+        if compare:
             self.known.pop(tree.digest(), None)
-        depth, self.depth = self.depth, min(depth, self.depth)
-        found = self.settle(tree, acks)
+            self.depth = 1
+        found = self.settle(tree, acks, alone=compare)
         self.depth = depth
-        return {**found, "timed_out": self.bench.timed_out}
+        return self._timed({**found, "acks": len(acks)}, alone)
+
+    def _state(self, cut: int, torn: int) -> tuple[Tree, list[bytes]]:
+        """The tree and the acks at a cut of the recorded run; cheap where cuts are asked for in order."""
+        if cut < self._at:
+            self._at, self._tree, self._acked = 0, self.first.copy(), []
+        for event in self.events[self._at : cut]:
+            if isinstance(event, Op):
+                self._tree.apply(event)
+            elif isinstance(event, Ack):
+                self._acked.append(f"{int(event.same)}{event.value}".encode())
+        self._at = cut
+        tree = self._tree.copy()
+        if torn:
+            op = self.events[cut]
+            assert isinstance(op, Op)
+            tree.apply(op._replace(data=op.data[:torn]))
+        return tree, list(self._acked)
 
 
 def cuts_of(disk: Tree, trace: Trace) -> list[tuple[int, int, Tree]]:

@@ -125,6 +125,7 @@ class Supervision:
         on_ack: Callable[[], None] | None = None,
         on_lock: Callable[[int], None] | None = None,
         but: frozenset[int] = frozenset(),
+        ask: int = -1,
     ) -> None:
         self.out = Outcome()
         self.crash = crash
@@ -151,9 +152,11 @@ class Supervision:
         self._events: list[Event] = []  # steps and acks, when nothing else is observed
         self._listener: Listener | None = None
         self.recorder: Recorder | None = None
+        #: whether each answer ends a turn of the loop (`batch.py`), and not only the end of the child
+        self._in_turns = ask >= 0
         if stacks and filter_program is not None:
             filter_program = bpf.program(passing=DESCRIPTOR)
-        self._fork(body, cwd, environment, output, filter_program, make_recorder, steps, builtin_steps, end)
+        self._fork(body, cwd, environment, output, filter_program, make_recorder, steps, builtin_steps, end, ask)
 
     # -- the fork ----------------------------------------------------------------------------------------------
 
@@ -168,6 +171,7 @@ class Supervision:
         steps: bool,
         builtin_steps: bool,
         end: str,
+        ask: int,
     ) -> None:
         self._result, result = os.pipe()
         self._ack, ack = os.pipe()
@@ -181,7 +185,7 @@ class Supervision:
             for fd, name in ((ack, "ack"), (step, "step"), (stack, "quiet"), (result, "quiet"))
             if fd >= 0
         }
-        pipes = Pipes(result, out_fd, ack, step, stack, theirs.fileno())
+        pipes = Pipes(result, out_fd, ack, step, stack, theirs.fileno(), ask)
         entry = worker.child(pipes, cwd, environment, filter_program, body, parent, builtin_steps, end)
         self.worker = os.fork()
         if self.worker == 0:
@@ -221,6 +225,7 @@ class Supervision:
         if make_recorder is not None:
             self.recorder = make_recorder(channels)
         self._processes = self.recorder.processes if self.recorder else Processes()
+        self._channels = channels
         if self._stack >= 0:
             self._stacks = Stacks(self._stack, os.fstat(self._stack).st_ino, self._processes)
         go.send(b"g")
@@ -261,6 +266,8 @@ class Supervision:
                 if self._killed:
                     return
             if self._worker_gone and self._others_done():
+                return
+            if self._in_turns and self._answer.endswith(b"\n"):
                 return
 
     def _nothing_came(self) -> None:
@@ -571,7 +578,7 @@ class Supervision:
             self.out.trace = Trace(self._events, [], [])
         self.out.acks = self._ack_bytes.splitlines()
         self.out.output = _tail(self._output)
-        self.out.answer = self.out.answer or _parse(self._answer)
+        self.out.answer = self.out.answer or parsed(self._answer)
         if self._listener is not None:
             os.close(self._listener.fd)
         self._poller.close()
@@ -581,7 +588,7 @@ class Supervision:
         self._go.close()
 
 
-def _parse(data: bytes) -> dict[str, Any]:
+def parsed(data: bytes) -> dict[str, Any]:
     line, newline, _ = data.partition(b"\n")
     if not newline:
         return {}

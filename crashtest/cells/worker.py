@@ -40,18 +40,22 @@ class BecomeChild(BaseException):
 class Pipes:
     """What a child is given, as descriptors: -1 where a part does not need one."""
 
-    def __init__(self, result: int, output: int, ack: int = -1, step: int = -1, stack: int = -1, go: int = -1) -> None:
+    def __init__(
+        self, result: int, output: int, ack: int = -1, step: int = -1, stack: int = -1, go: int = -1, ask: int = -1
+    ) -> None:
         self.result = result
         self.output = output
         self.ack = ack
         self.step = step
         self.stack = stack
         self.go = go
+        #: where the names of the parts to run come from, one byte each, when there are several (`serving`)
+        self.ask = ask
         #: without a filter, every step and ack waits for the word to go on
         self.blocking = False
 
     def keep(self) -> set[int]:
-        return {fd for fd in (self.result, self.ack, self.step, self.stack, self.go) if fd >= 0}
+        return {fd for fd in (self.result, self.ack, self.step, self.stack, self.go, self.ask) if fd >= 0}
 
 
 def _close_others(keep: set[int]) -> None:
@@ -109,6 +113,7 @@ def child(
             ending.exit_c(status)
         if end == "at once":
             os._exit(status)
+        ending.prepare()
         return status
 
     return entry
@@ -145,6 +150,19 @@ def _watch_steps(pipes: Pipes, builtin: bool) -> None:
 
 def _answer(pipes: Pipes, body: Callable[[Pipes], Any]) -> int:
     """Run the body, send what it gave, and say how to end."""
+    answer, status = _tried(body, pipes)
+    _send(pipes, answer)
+    return status
+
+
+def _send(pipes: Pipes, answer: dict[str, Any]) -> None:
+    data = json.dumps(answer).encode() + b"\n"
+    while data:
+        data = data[os.write(pipes.result, data) :]
+
+
+def _tried(body: Callable[[Pipes], Any], pipes: Pipes) -> tuple[dict[str, Any], int]:
+    """What the body gave or how it failed, and the exit status that says so."""
     status = 0
     try:
         answer: dict[str, Any] = {"value": body(pipes)}
@@ -156,10 +174,7 @@ def _answer(pipes: Pipes, body: Callable[[Pipes], Any]) -> int:
             answer = {"value": "null", "left": True}
     except BaseException as error:
         answer, status = {"error": _last_lines(error), "assertion": isinstance(error, AssertionError)}, 70
-    data = json.dumps(answer).encode() + b"\n"
-    while data:
-        data = data[os.write(pipes.result, data) :]
-    return status
+    return answer, status
 
 
 def _last_lines(error: BaseException) -> str:
@@ -208,6 +223,26 @@ def part(function: Callable[..., Any], directory: str, name: str, *more: Any) ->
         if name in ("observe", "glance"):
             return canonical(value, f"what {name} returned")
         _refuse_unrun(value, name)
+        return "null"
+
+    return body
+
+
+def serving(parts: dict[bytes, Callable[[Pipes], Any]], cwd: str) -> Callable[[Pipes], str]:
+    """Run parts one after the other as they are asked for by their letters, in this one process.
+
+    Each answer says whether something was `left`: then ending this process now would still change a file, so a process
+    of its own might have shown another state.
+    """
+    handlers = ending.mark()
+
+    def body(pipes: Pipes) -> str:
+        while letter := os.read(pipes.ask, 1):
+            os.chdir(cwd)
+            answer, status = _tried(parts[letter], pipes)
+            answer["left"] = bool(status) or ending.orderly_after(handlers)
+            ending.pass_over()
+            _send(pipes, answer)
         return "null"
 
     return body

@@ -23,7 +23,7 @@ from crashtest import wire
 from crashtest.cells import worker
 from crashtest.cells.prepare import prepare
 from crashtest.cells.realise import Bench
-from crashtest.cells.recoveries import Cells
+from crashtest.cells.recoveries import Cells, Unbatchable
 from crashtest.cells.supervise import Abandoned, Crash, reap_all
 from crashtest.cells.worker import BecomeChild
 from crashtest.errors import HarnessError, UsageError
@@ -54,6 +54,8 @@ class Zygote:
                 return
             try:
                 answer = getattr(self, f"do_{request['do']}")(request)
+            except Unbatchable as error:
+                answer = {"unbatchable": str(error)}
             except UsageError as error:
                 answer = {"usage": str(error)}
             except HarnessError as error:
@@ -77,6 +79,9 @@ class Zygote:
         scenario = self.scenarios.get(request["scenario"])
         if scenario is None:
             raise UsageError(f"there is no scenario {request['scenario']} in this file any more")
+        if self.cells is not None:
+            self.cells.close()
+            self.cells = None
         self.bench = Bench(scenario, self.root, self.sock.fileno(), request["timeout"], request["seccomp"])
         return self.bench
 
@@ -86,7 +91,11 @@ class Zygote:
     def do_expect(self, request: dict[str, Any]) -> dict[str, Any]:
         """Take over what another zygote (or this one) prepared: first state, operations, expected states."""
         first = Tree.from_plain(request["first"])
-        self.cells = Cells(self._open(request), first, request["ops"], request["states"], request["depth"])
+        bench = self._open(request)
+        events = [from_plain(event) for event in request["events"]]
+        self.cells = Cells(
+            bench, first, request["ops"], request["states"], request["depth"], request["batches"], events
+        )
         return {}
 
     def do_kill(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -101,9 +110,8 @@ class Zygote:
 
     def do_rebuild(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self.cells is not None
-        events = [from_plain(event) for event in request["events"]]
-        acks = [line.encode() for line in request["acks"]]
-        return self.cells.rebuild(events, acks, request["depth"])
+        alone = bool(request.get("alone"))
+        return {"cells": [self.cells.rebuild(cut, torn, request["compare"], alone) for cut, torn in request["cells"]]}
 
     def end(self, orderly: bool = False) -> None:
         """Leave nothing behind; orderly: the main process asked for the end, and does the rest."""

@@ -26,7 +26,7 @@ _LONG = 2048
 class Node:
     """One file or directory. `type`: d, f, l (symlink), p (fifo) or s (socket)."""
 
-    __slots__ = ("_digest", "data", "entries", "gid", "mode", "parent", "text", "type", "uid", "xattrs")
+    __slots__ = ("_digest", "data", "entries", "gid", "mode", "text", "type", "uid", "xattrs")
 
     def __init__(self, type: str, mode: int, uid: int, gid: int, text: str = "") -> None:
         self.type = type
@@ -37,8 +37,6 @@ class Node:
         self.data = bytearray()
         self.xattrs: dict[str, bytes] = {}
         self.entries: dict[str, int] = {}
-        #: one name it has or last had: (directory id, name)
-        self.parent: tuple[int, str] = (-1, "")
         self._digest = b""
 
     def copy(self) -> Node:
@@ -46,7 +44,6 @@ class Node:
         new.data = bytearray(self.data)
         new.xattrs = dict(self.xattrs)
         new.entries = dict(self.entries)
-        new.parent = self.parent
         new._digest = self._digest
         return new
 
@@ -65,13 +62,22 @@ class Node:
 
 
 class Tree:
-    """A tree of `Node`s by file id; id 0 is the directory itself. Changed in place by `apply`."""
+    """A tree of `Node`s by file id; id 0 is the directory itself. Changed in place by `apply`.
+
+    A copy shares its nodes with the tree it was made from: whichever is changed first takes a node of its own. So a
+    node is changed through `mine` only.
+    """
 
     def __init__(self) -> None:
         self.nodes: dict[int, Node] = {}
+        #: file id -> one name it has or last had: (directory id, name)
+        self.parents: dict[int, tuple[int, str]] = {}
+        #: the ids of the nodes that no other tree shares
+        self._own: set[int] = set()
         #: inode number -> file id, where this tree was last captured from or restored to; not part of the tree
         self.inodes: dict[int, int] = {}
         self._next = 1
+        self._digest = ""
 
     # -- reading ---------------------------------------------------------------------------------------------
 
@@ -81,9 +87,19 @@ class Tree:
 
     def copy(self) -> Tree:
         new = Tree()
-        new.nodes = {key: node.copy() for key, node in self.nodes.items()}
-        new._next = self._next
+        new.nodes, new.parents = dict(self.nodes), dict(self.parents)
+        new._next, new._digest = self._next, self._digest
+        self._own = set()
         return new
+
+    def mine(self, file: int) -> Node:
+        """The node of a file, to be changed."""
+        node = self.nodes[file]
+        if file not in self._own:
+            node = self.nodes[file] = node.copy()
+            self._own.add(file)
+        self._digest = ""
+        return node
 
     def size(self, file: int) -> int:
         return len(self.nodes[file].data)
@@ -95,7 +111,7 @@ class Tree:
         """One path of the file relative to the tree ("." for the tree itself), for people."""
         names: list[str] = []
         while file != ROOT and file in self.nodes and len(names) < 4096:
-            file, name = self.nodes[file].parent
+            file, name = self.parents.get(file, (-1, ""))
             names.append(name)
         return "/".join(reversed(names)) or "."
 
@@ -128,13 +144,16 @@ class Tree:
 
     def digest(self) -> str:
         """32 hexadecimal digits; equal exactly for equal trees."""
+        if self._digest:
+            return self._digest
         made = hashlib.blake2b(self.nodes[ROOT].digest(), digest_size=16)
         first: dict[int, int] = {}
         for order, (path, file) in enumerate(self.walk()):
             made.update(path.encode("utf-8", "surrogateescape"))
             made.update(b"\0%d\0" % first.setdefault(file, order))
             made.update(self.nodes[file].digest())
-        return made.hexdigest()
+        self._digest = made.hexdigest()
+        return self._digest
 
     def differences(self, other: Tree, limit: int = 5) -> list[str]:
         """How `other` differs from this tree, one line a path, at most `limit` lines."""
@@ -172,12 +191,14 @@ class Tree:
             raise HarnessError(f"the trace does not fit its first state: {quoted(op.describe())}: {error!r}") from None
 
     def _bind(self, directory: int, name: str, file: int) -> None:
-        self.nodes[directory].entries[name] = file
-        self.nodes[file].parent = (directory, name)
+        self.mine(directory).entries[name] = file
+        self.parents[file] = (directory, name)
 
     def _make(self, op: Op, type: str, bound: bool = True) -> Node:
         node = Node(type, op.mode, op.uid, op.gid, op.text if type == "l" else "")
         self.nodes[op.file] = node
+        self._own.add(op.file)
+        self._digest = ""
         self._next = max(self._next, op.file + 1)
         if bound:
             self._bind(op.dir, op.name, op.file)
@@ -205,13 +226,13 @@ class Tree:
         self._bind(op.dir2, op.name2, op.file)
 
     def _unlink(self, op: Op) -> None:
-        del self.nodes[op.dir].entries[op.name]
+        del self.mine(op.dir).entries[op.name]
 
     _rmdir = _unlink
     _depart = _unlink
 
     def _rename(self, op: Op) -> None:
-        del self.nodes[op.dir].entries[op.name]
+        del self.mine(op.dir).entries[op.name]
         self._bind(op.dir2, op.name2, op.file)
 
     def _exchange(self, op: Op) -> None:
@@ -220,14 +241,14 @@ class Tree:
         self._bind(op.dir2, op.name2, op.file)
 
     def _write(self, op: Op) -> None:
-        node = self.nodes[op.file]
+        node = self.mine(op.file)
         if op.offset > len(node.data):
             node.data.extend(bytes(op.offset - len(node.data)))
         node.data[op.offset : op.offset + len(op.data)] = op.data
         node.dirty()
 
     def _truncate(self, op: Op) -> None:
-        node = self.nodes[op.file]
+        node = self.mine(op.file)
         if op.size < len(node.data):
             del node.data[op.size :]
         else:
@@ -239,21 +260,24 @@ class Tree:
             self._truncate(op)
 
     def _chmod(self, op: Op) -> None:
-        self.nodes[op.file].mode = op.mode
-        self.nodes[op.file].dirty()
+        node = self.mine(op.file)
+        node.mode = op.mode
+        node.dirty()
 
     def _chown(self, op: Op) -> None:
-        node = self.nodes[op.file]
+        node = self.mine(op.file)
         node.uid, node.gid, node.mode = op.uid, op.gid, op.mode
         node.dirty()
 
     def _setxattr(self, op: Op) -> None:
-        self.nodes[op.file].xattrs[op.text] = op.data
-        self.nodes[op.file].dirty()
+        node = self.mine(op.file)
+        node.xattrs[op.text] = op.data
+        node.dirty()
 
     def _removexattr(self, op: Op) -> None:
-        del self.nodes[op.file].xattrs[op.text]
-        self.nodes[op.file].dirty()
+        node = self.mine(op.file)
+        del node.xattrs[op.text]
+        node.dirty()
 
     # -- the disk --------------------------------------------------------------------------------------------
 
@@ -289,6 +313,7 @@ class Tree:
         root = Node("d", stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid)
         _read_xattrs(root, directory)
         tree.nodes[ROOT] = root
+        tree._own.add(ROOT)
         tree.inodes[info.st_ino] = ROOT
         links: dict[int, int] = {}
         stack = [(directory, ROOT)]
@@ -303,6 +328,7 @@ class Tree:
                         continue
                     file = tree.new_id()
                     node = tree.nodes[file] = _read_node(entry.path, info)
+                    tree._own.add(file)
                     tree._bind(parent, name, file)
                     tree.inodes[info.st_ino] = file
                     if node.type == "d":
@@ -326,7 +352,7 @@ class Tree:
                 bytes(n.data),
                 [*n.xattrs.items()],
                 [*n.entries.items()],
-                [*n.parent],
+                [*self.parents.get(key, (-1, ""))],
             ]
             for key, n in self.nodes.items()
         ]
@@ -339,7 +365,9 @@ class Tree:
         for key, type_, mode, uid, gid, text, data, xattrs, entries, parent in plain["nodes"]:
             node = tree.nodes[key] = Node(type_, mode, uid, gid, text)
             node.data[:] = data
-            node.xattrs, node.entries, node.parent = dict(xattrs), dict(entries), (parent[0], parent[1])
+            node.xattrs, node.entries = dict(xattrs), dict(entries)
+            tree.parents[key] = (parent[0], parent[1])
+        tree._own = set(tree.nodes)
         return tree
 
 

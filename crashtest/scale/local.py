@@ -8,6 +8,7 @@ dies is a harness error of the scenario it worked on. Signals only its own desce
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import queue
@@ -28,13 +29,14 @@ import psutil
 from crashtest import wire
 from crashtest.cells.matrix import Example, find, result
 from crashtest.cells.plan import Cell, short_hash
+from crashtest.cells.recoveries import Unbatchable
 from crashtest.config import Settings
 from crashtest.errors import HarnessError, UsageError, quoted
 from crashtest.explore.generate import sequences
 from crashtest.observe import bpf
 from crashtest.scale.rundir import TOKEN, RunDirectory
 from crashtest.scenario import Scenario, load
-from crashtest.trace import to_plain
+from crashtest.trace import Step, to_plain
 from crashtest.verdict import (
     Emit,
     Note,
@@ -85,6 +87,8 @@ class Slot:
         answer = wire.receive(self._sock)
         if "usage" in answer:
             raise UsageError(answer["usage"])
+        if "unbatchable" in answer:
+            raise Unbatchable(answer["unbatchable"])
         if "harness" in answer:
             raise HarnessError(answer["harness"])
         return answer
@@ -122,7 +126,8 @@ class Slot:
         if self._serving is not example:
             request = self.request("expect", example.scenario, example.ops, timeout)
             expected = {"first": example.prepared["first"], "states": example.states, "depth": depth}
-            self.ask({**request, **expected})
+            events = [to_plain(event) for event in example.events]
+            self.ask({**request, **expected, "batches": not example.remembers, "events": events})
             self._serving = example
 
     def request(self, do: str, scenario: Scenario, ops: list[str] | None, timeout: float) -> dict[str, Any]:
@@ -184,6 +189,16 @@ class _Job:
     #: cells in which something timed out, to be tried again when nothing else runs
     slow: list[tuple[Example, Cell]] = field(default_factory=list)
     timeouts: int = 0
+
+
+def _told(example: Example, cell: Cell) -> dict[str, Any]:
+    """What is known of a crash state that no kill has made."""
+    event = example.events[cell.cut] if cell.cut < len(example.events) else None
+    return {
+        "end": "killed", "problem": "", "events": cell.cut, "step": event.name if isinstance(event, Step) else "",
+        "proof": [], "proved": False, "strays": [], "outside": [],
+        "before": event.describe() if event else "", "where": event.where if event else "",
+    }  # fmt: skip
 
 
 class Runner:
@@ -286,34 +301,38 @@ class Runner:
         assert task.example is not None
         slot.serve(task.example, timeout, self.settings.depth)
         if task.do == "kill":
-            for cell in task.cells:
-                if cell.variant == "rebuilt":
-                    task.answers.append(self._rebuild(slot, task.example, cell))
+            for from_record, cells in itertools.groupby(task.cells, lambda c: c.variant in ("rebuilt", "computed")):
+                if from_record:
+                    task.answers += self._rebuild(slot, task.example, list(cells), alone=task.alone)
                     continue
-                request = {"do": "kill", "crashes": [list(cell[:4])], "alone": task.alone}
-                task.answers += slot.ask(request)["cells"]
+                for cell in cells:
+                    request = {"do": "kill", "crashes": [list(cell[:4])], "alone": task.alone}
+                    task.answers += slot.ask(request)["cells"]
             return
         for cell in task.cells:
+            crash = [cell.cut, cell.kind, cell.torn, "group" if cell.variant == "computed" else cell.variant]
             if cell.inner:
-                crash = [cell.cut, cell.kind, cell.torn, cell.variant]
                 task.answers.append(
                     slot.ask({"do": "kill_inner", "crash": crash, "path": [list(p) for p in cell.inner]})
                 )
-                continue
-            task.answers.append(self._rebuild(slot, task.example, cell))
+            elif cell.variant == "computed":
+                task.answers += slot.ask({"do": "kill", "crashes": [crash], "alone": False})["cells"]
+            else:
+                task.answers += self._rebuild(slot, task.example, [cell], compare=True)
 
-    def _rebuild(self, slot: Slot, example: Example, cell: Cell) -> dict[str, Any]:
-        """A crash state from the record, told like a killed one."""
-        events, acks = example.history(cell)
-        request = {"do": "rebuild", "events": [to_plain(e) for e in events], "acks": acks, "torn": cell.torn}
-        request["depth"] = self.settings.depth if cell.variant == "rebuilt" else 1
-        next_event = example.events[cell.cut] if cell.cut < len(example.events) else None
-        told = {
-            "end": "killed", "problem": "", "events": cell.cut, "step": "", "proof": [], "proved": False,
-            "strays": [], "outside": [], "acks": len(acks),
-            "before": next_event.describe() if next_event else "", "where": next_event.where if next_event else "",
-        }  # fmt: skip
-        return {**told, **slot.ask(request)}
+    def _rebuild(
+        self, slot: Slot, example: Example, cells: list[Cell], compare: bool = False, alone: bool = False
+    ) -> list[dict[str, Any]]:
+        """Crash states from the record, told like killed ones. compare: nothing remembered, in own processes."""
+        request = {
+            "do": "rebuild",
+            "cells": [[cell.cut, cell.torn] for cell in cells],
+            "compare": compare,
+            "alone": alone,
+        }
+        return [
+            {**_told(example, cell), **facts} for cell, facts in zip(cells, slot.ask(request)["cells"], strict=True)
+        ]
 
     # -- bookkeeping, in the main thread -------------------------------------------------------------------------
 
@@ -326,6 +345,12 @@ class Runner:
     def _take(self, task: _Task) -> None:
         job = task.job
         job.open_tasks -= 1
+        if task.example is not None and task.example.void:
+            return
+        if isinstance(task.error, Unbatchable):
+            assert task.example is not None
+            self._without_batches(job, task.example, str(task.error))
+            return
         if task.error is not None:
             if isinstance(task.error, UsageError):
                 raise task.error
@@ -334,10 +359,7 @@ class Runner:
         if task.do == "prepare":
             example = Example(job.scenario, task.ops, task.answers[0], self.seccomp)
             job.examples.append(example)
-            cells = example.plan.cells if self._only is None else self._only
-            job.planned += len(cells)
-            for at in reversed(range(0, len(cells), CHUNK)):
-                self._give(_Task(job, "kill", example, cells=cells[at : at + CHUNK]), first=True)
+            self._try_all(job, example)
         elif task.do == "kill":
             assert task.example is not None
             for cell, facts in zip(task.cells, task.answers, strict=True):
@@ -358,10 +380,29 @@ class Runner:
             for cell, facts, answer in zip(task.cells, task.killed, task.answers, strict=True):
                 if cell.inner:
                     task.example.confirm_inner(cell, facts, answer)
+                elif cell.variant == "computed":
+                    task.example.confirm_by_kill(cell, facts, answer)
                 else:
                     task.example.confirm(cell, facts, answer)
         if not job.open_tasks and task.do != "rebuild" and not job.slow:
             self._confirm(job)
+
+    def _try_all(self, job: _Job, example: Example) -> None:
+        cells = example.plan.cells if self._only is None else self._only
+        job.planned += len(cells)
+        for at in reversed(range(0, len(cells), CHUNK)):
+            self._give(_Task(job, "kill", example, cells=cells[at : at + CHUNK]), first=True)
+
+    def _without_batches(self, job: _Job, example: Example, words: str) -> None:
+        """Recovery remembers something from one state to the next: judge the example anew, each in its own process."""
+        example.void = True
+        job.planned -= len(example.plan.cells if self._only is None else self._only)
+        job.tried -= len(example.cells)
+        job.slow = [(one, cell) for one, cell in job.slow if one is not example]
+        anew = Example(job.scenario, example.ops, example.prepared, self.seccomp)
+        anew.remembers = words
+        job.examples[job.examples.index(example)] = anew
+        self._try_all(job, anew)
 
     def _again_alone(self, job: _Job) -> None:
         """A time-out counts when it comes again with nothing else running; three that did are enough."""
@@ -374,7 +415,7 @@ class Runner:
     def _confirm(self, job: _Job) -> None:
         """All cells are in: do every violation, and a sample, the other way as well."""
         for example in job.examples:
-            pairs = [*example.to_confirm(SAMPLE), *example.inner_to_confirm()]
+            pairs = [*example.to_confirm(SAMPLE), *example.to_kill(), *example.inner_to_confirm()]
             if pairs:
                 cells, killed = [cell for cell, _ in pairs], [facts for _, facts in pairs]
                 self._give(_Task(job, "rebuild", example, cells=cells, killed=killed), first=True)

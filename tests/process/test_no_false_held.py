@@ -216,3 +216,27 @@ def test_names_and_attributes_of_any_kind_are_carried(crash: Crash, write_scenar
     )
     made = crash(file)
     assert (made.verdict, made.harness_error) == ("held", ""), made
+
+
+def test_a_file_kept_open_by_the_module_is_flushed_at_the_normal_end(crash: Crash, write_scenario: Write) -> None:
+    """What an imported module holds is freed by the last collection of Python's end; it must not be set aside."""
+    made = crash(
+        write_scenario(
+            """
+            KEPT: list[object] = []
+
+            @scenario(setup={"log": b""})
+            def kept_open(run: Run) -> None:
+                log = open(run.dir / "log", "a")
+                KEPT.append(log)
+                log.write("done")
+                run.ack()
+
+            @kept_open.observe
+            def look(directory: Path) -> str:
+                return (directory / "log").read_text()
+            """
+        )
+    )
+    assert [violation.guarantee for violation in made.violations] == ["durable"], made.reason
+    assert "acked before it was written" in made.violations[0].hint

@@ -68,6 +68,7 @@ LEAN: set[str] = {
     "crashtest.cells.worker",
     "crashtest.cells.supervise",
     "crashtest.cells.realise",
+    "crashtest.cells.batch",
     "crashtest.cells.recoveries",
 }
 # Packages above lean modules: their __init__ alone is lean.
