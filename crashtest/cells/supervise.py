@@ -380,9 +380,9 @@ class Supervision:
         place = where
         if place is None:
             place = self._places.get(stop.thread)
-            if place is None:
+            if place is None and stop.number not in _EXECS:
                 place = self._places[stop.thread] = self._place(stop.thread)
-        made = recorder.decode(stop, place)
+        made = recorder.decode(stop, place or "")
         if made is None:
             if stop.number in _EXECS:
                 self._places.clear()
@@ -393,7 +393,7 @@ class Supervision:
         elif stacks is not None and where is None and stacks.ask(stop.thread):
             listener.fail(stop, RESTART)
         else:
-            self._event(stop, made, place)
+            self._event(stop, made, place or "")
 
     def _settle(self, stop: Stop) -> None:
         """Wait until another thread's change is on disk, or has had its time."""
