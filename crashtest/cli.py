@@ -1,31 +1,31 @@
-"""The command line: run, list, replay, doctor.
+"""The command line: run, list, replay, export, doctor.
 
 Guarantees: every way out is one of the exit codes 0 (all as expected), 1 (violated), 2 (usage or
 configuration), 3 (inconclusive or a fault of the harness), 5 (nothing selected), 130 (interrupted), and
 whatever breaks is never 0; a user sees a message of one paragraph, never a traceback (that is written to a
 file, and the message says where); a report that was asked for is written for every run that began, also an
-interrupted one, unless a usage error came up in it (exit 2). What is not needed to print the help is imported
-when it is needed.
+interrupted one. What is not needed to print the help is imported when it is needed.
 """
 
 from __future__ import annotations
 
 import io
 import os
-import re
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import click
 
 from crashtest import __version__
 from crashtest.errors import HarnessError, UsageError, quoted
+from crashtest.options import OBSERVATION, PATHS, SELECT, TIMEOUT, Duration, Jobs, Names, flat
 from crashtest.scenario import GUARANTEES, MODELS
+from crashtest.selection import NothingSelected, SeveralErrors, failed_last, gather
 
 if TYPE_CHECKING:
     from crashtest.config import Settings
@@ -40,255 +40,11 @@ DEFAULT_REPORT_DIR = Path(".crashtest")
 REPORTS = ("json",)
 
 
-class NothingSelected(UsageError):
-    """There is nothing to run (exit code 5)."""
-
-
-class SeveralErrors(UsageError):
-    """More than one thing is wrong; each has a message of its own."""
-
-    def __init__(self, messages: list[str]) -> None:
-        super().__init__("; ".join(messages))
-        self.messages = messages
-
-
 @dataclass
 class Session:
     """What the way out of a command needs to know about it."""
 
     report_dir: Path = DEFAULT_REPORT_DIR
-
-
-# --- selection ------------------------------------------------------------------------------------------
-
-_TOKEN = re.compile(r"""\s*(?:(?P<paren>[()])|"(?P<double>[^"]*)"|'(?P<single>[^']*)'|(?P<word>[^\s()"']+))""")
-_DEEPEST = 50
-
-
-class Expression:
-    """A `-k` expression: words, quoted words, `and`, `or`, `not` and parentheses, as in pytest.
-
-    A word matches when it is part of the name, upper and lower case alike. Raises `UsageError` when the text
-    is no such expression; nothing of it is ever executed.
-    """
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-        self._tokens = self._split()
-        self._next = 0
-        self._matches = self._any_of(0)
-        if self._next < len(self._tokens):
-            raise self._wrong(f"{self._tokens[self._next][1]!r} is not expected there")
-
-    def __call__(self, name: str) -> bool:
-        return self._matches(name.lower())
-
-    def _wrong(self, why: str) -> UsageError:
-        return UsageError(
-            f"-k {quoted(self._text)!r} is not an expression: {why}; give words joined by and, or, not and "
-            "parentheses, such as -k 'refs and not (slow or git)'"
-        )
-
-    def _split(self) -> list[tuple[str, str]]:
-        """The tokens: ("(", "("), ("and", "and"), ("word", text) and so on."""
-        tokens: list[tuple[str, str]] = []
-        at = 0
-        text = self._text.rstrip()
-        while at < len(text):
-            found = _TOKEN.match(text, at)
-            if found is None:
-                raise self._wrong(f"the quote {text[at:].strip()[0]} is never closed")
-            at = found.end()
-            if found["paren"] or found["word"] in ("and", "or", "not"):
-                tokens.append(((found["paren"] or found["word"]),) * 2)
-            else:
-                tokens.append(("word", found["word"] or found["double"] or found["single"] or ""))
-        if not tokens:
-            raise self._wrong("it is empty")
-        return tokens
-
-    def _take(self, kind: str) -> bool:
-        if self._next < len(self._tokens) and self._tokens[self._next][0] == kind:
-            self._next += 1
-            return True
-        return False
-
-    def _any_of(self, depth: int) -> Callable[[str], bool]:
-        parts = [self._all_of(depth)]
-        while self._take("or"):
-            parts.append(self._all_of(depth))
-        return lambda name: any(part(name) for part in parts)
-
-    def _all_of(self, depth: int) -> Callable[[str], bool]:
-        parts = [self._one(depth)]
-        while self._take("and"):
-            parts.append(self._one(depth))
-        return lambda name: all(part(name) for part in parts)
-
-    def _one(self, depth: int) -> Callable[[str], bool]:
-        if depth > _DEEPEST:
-            raise self._wrong(f"it nests more than {_DEEPEST} deep")
-        if self._take("not"):
-            inner = self._one(depth + 1)
-            return lambda name: not inner(name)
-        if self._take("("):
-            inside = self._any_of(depth + 1)
-            if not self._take(")"):
-                raise self._wrong("a parenthesis is never closed")
-            return inside
-        if self._take("word"):
-            word = self._tokens[self._next - 1][1].lower()
-            return lambda name: word in name
-        got = self._tokens[self._next][1] if self._next < len(self._tokens) else "the end"
-        raise self._wrong(f"a word is missing before {got!r}")
-
-
-def collect(paths: Sequence[str]) -> tuple[list[Scenario], dict[str, Path]]:
-    """The scenarios below `paths`, in order, and the file behind each label.
-
-    Labels are printable and each stands for one file. Every file is loaded before anything is raised: a
-    `UsageError` names all that are broken.
-    """
-    from crashtest.scenario import discover, load, probe_loading
-
-    if "" in paths:
-        raise UsageError("a path is empty; give a scenario file or a directory of them")
-    try:
-        found = discover(paths)
-    except OSError as error:
-        raise UsageError(f"{quoted(error.filename or '')} cannot be searched: {quoted(error.strerror)}") from error
-    probe_loading([(path, quoted(label, 4096)) for path, label in found], LOADING)
-    scenarios: list[Scenario] = []
-    files: dict[str, Path] = {}
-    broken: list[str] = []
-    for path, label in found:
-        shown = quoted(label, 4096)
-        try:
-            if shown in files:
-                raise UsageError(f"two files would both be called {shown}; rename one of them")
-            files[shown] = path
-            scenarios.extend(load(path, shown))
-        except UsageError as error:
-            broken.append(str(error))
-    if broken:
-        raise SeveralErrors(broken)
-    return scenarios, files
-
-
-def gather(paths: Sequence[str], expression: str | None) -> tuple[list[Scenario], int, dict[str, Path]]:
-    """The scenarios below `paths` that `expression` names, of how many, and the files they are in.
-
-    Raises `UsageError`, and `NothingSelected` when none is left. The expression is read before any file is.
-    """
-    places = ", ".join(quoted(path) for path in paths)
-    matches = None if expression is None else Expression(expression)
-    scenarios, files = collect(paths)
-    if not scenarios:
-        raise NothingSelected(
-            f"there is no scenario in {places}; a scenario is a function decorated with @crashtest.scenario, "
-            "in a *.py file whose name does not begin with _ or test_"
-        )
-    chosen = [one for one in scenarios if matches is None or matches(one.name)]
-    if not chosen:
-        many = f"none of the {len(scenarios)} scenarios" if len(scenarios) > 1 else "not the one scenario"
-        raise NothingSelected(
-            f"-k {quoted(expression)!r} selects {many} in {places}; `crashtest list` shows their names"
-        )
-    used = {one.file for one in chosen}
-    return chosen, len(scenarios), {label: file for label, file in files.items() if label in used}
-
-
-# --- options --------------------------------------------------------------------------------------------
-
-_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", re.ASCII)
-
-
-class Duration(click.ParamType[float]):
-    """A time such as 90, 1.5, 90s, 5m or 1h30m; seconds, more than 0."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, float):
-            return value
-        found = _DURATION.fullmatch(value)
-        hours, minutes, seconds = (float(part or 0) for part in found.groups()) if found else (0.0, 0.0, 0.0)
-        total = hours * 3600 + minutes * 60 + seconds
-        if not 0 < total < 1e9:
-            self.fail(f"{value!r} is not a time; give seconds, or such as 90s, 5m, 1h30m", param, ctx)
-        return total
-
-
-class Jobs(click.ParamType[int]):
-    """A number of workers, or `auto` for every usable core."""
-
-    name = "jobs"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        if value == "auto":
-            return usable_cores()
-        if not re.fullmatch(r"[0-9]{1,4}", value) or int(value) < 1:
-            self.fail(f"{value!r} is not a number of workers; give 1 or more, or auto", param, ctx)
-        return int(value)
-
-
-class Names(click.ParamType[tuple[str, ...]]):
-    """Comma separated names out of a known set."""
-
-    name = "names"
-
-    def __init__(self, what: str, known: Sequence[str]) -> None:
-        self.what = what
-        self.known = known
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        if isinstance(value, tuple):
-            return value
-        names = tuple(part.strip() for part in value.split(","))
-        for name in names:
-            if name not in self.known:
-                self.fail(f"{name!r} is not a {self.what}; known: {', '.join(self.known)}", param, ctx)
-        return names
-
-
-def usable_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """How many cores this process may use: its affinity, and the limit of its control group. At least 1."""
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
-    try:
-        share, period = quota.read_text().split()
-        if share != "max":
-            cores = min(cores, int(share) // int(period))
-    except (OSError, ValueError, ZeroDivisionError):
-        return max(cores, 1)
-    return max(cores, 1)
-
-
-def _flat(several: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
-    """The names of a repeated option, each once, in order."""
-    return tuple(dict.fromkeys(name for names in several for name in names))
-
-
-#: how long one file may take to load, in seconds
-LOADING = 60.0
-TIMEOUT = click.option(
-    "--timeout", type=Duration(), default="10", show_default=True, metavar="TIME",
-    help="How long one run of a part of a scenario may take, where the scenario does not say so itself.",
-)  # fmt: skip
-OBSERVATION = click.option(
-    "--observation", type=click.Choice(["auto", "seccomp", "steps"]), default="auto", show_default=True,
-    help="What is seen of a program: every system call that changes a file (seccomp), or its named steps "
-    "alone. auto is seccomp, and exit 3 where that is impossible.",
-)  # fmt: skip
-SELECT = click.option(
-    "-k", "expression", metavar="EXPR",
-    help="Only scenarios whose path::function contains this word; words may be joined by and, or, not, ( ).",
-)  # fmt: skip
-PATHS = click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=str))
 
 
 # --- commands -------------------------------------------------------------------------------------------
@@ -311,7 +67,23 @@ def cli() -> None:
     "--model", "models", multiple=True, type=Names("persistence model", MODELS), default=["kill"],
     show_default=True, metavar="NAMES", help="Persistence models, comma separated.",
 )  # fmt: skip
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Seed of generated operations; random if not given.")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**63 - 1),
+    help="Seed of generated operations. If it is not given it is random, and sequences that failed in an earlier run "
+    "are tried first.",
+)  # fmt: skip
+@click.option(
+    "--examples", type=click.IntRange(1, 10**6), default=5, show_default=True, metavar="N",
+    help="Sequences of operations drawn for a scenario whose ops is a strategy.",
+)  # fmt: skip
+@click.option(
+    "--shrink", type=Duration(zero=True), default="120", show_default=True, metavar="TIME",
+    help="How long the failing sequences of one scenario may be shrunk; 0: not at all.",
+)  # fmt: skip
+@click.option(
+    "--lf", "--last-failed", "last_failed", is_flag=True,
+    help="Run only what failed last, the cells that failed first; everything if nothing did.",
+)  # fmt: skip
 @click.option(
     "-j",
     "--jobs",
@@ -349,6 +121,9 @@ def run(
     expression: str | None,
     models: tuple[tuple[str, ...], ...],
     seed: int | None,
+    examples: int,
+    shrink: float,
+    last_failed: bool,
     jobs: int,
     stop_on_first: bool,
     timeout: float,
@@ -365,10 +140,12 @@ def run(
     PATHS are files with scenarios, or directories of them.
     """
     from crashtest.config import Settings
+    from crashtest.report import failed
 
     session.report_dir = report_dir
+    remembered = failed.read(report_dir) if last_failed else {}
     settings = Settings(
-        models=_flat(models),
+        models=flat(models),
         seed=secrets.randbits(32) if seed is None else seed,
         jobs=jobs,
         stop_on_first=stop_on_first,
@@ -379,10 +156,19 @@ def run(
         observation=observation,
         allow_outside=allow_outside,
         depth=depth,
+        examples=examples,
+        shrink=shrink,
+        remember=seed is None,
+        first=frozenset(cell for cells in remembered.values() for cell in cells),
     )
-    wanted = _flat(reports)
+    wanted = flat(reports)
     _prepare(report_dir, wanted)
     chosen, _, files = gather(paths, expression)
+    if last_failed:
+        from crashtest.report.terminal import printer
+
+        chosen, words = failed_last(chosen, remembered)
+        _quietly(lambda: printer(sys.stdout)((("note: ", "dim"), (words, ""))))
     return _judge(chosen, files, settings, wanted)
 
 
@@ -405,6 +191,7 @@ def _prepare(report_dir: Path, wanted: tuple[str, ...]) -> None:
 
 def _judge(chosen: list[Scenario], files: dict[str, Path], settings: Settings, wanted: tuple[str, ...]) -> int:
     """Run the engine, tell what it finds, write the reports; the exit code."""
+    from crashtest.report import failed as last
     from crashtest.report import json_
     from crashtest.report.events import FanOut, Ledger
     from crashtest.report.terminal import Terminal
@@ -421,6 +208,9 @@ def _judge(chosen: list[Scenario], files: dict[str, Path], settings: Settings, w
         result.notes.append(f"a reader of the run failed: {type(failure).__name__}: {failure}")
     if failed:
         result.exit = _at_best_unknown(result.exit)
+    problem = last.remember(result, settings.report_dir)
+    if problem:
+        result.notes.append(problem)
     written: list[Path] = []
     if "json" in wanted:
         try:
@@ -440,7 +230,7 @@ def _judge(chosen: list[Scenario], files: dict[str, Path], settings: Settings, w
 
 def _at_best_unknown(code: int) -> int:
     """The exit code when crashtest itself failed after the run: what outranks that stays."""
-    return code if code in (VIOLATED, INTERRUPTED) else UNKNOWN
+    return code if code in (VIOLATED, USAGE, INTERRUPTED) else UNKNOWN
 
 
 def _run_engine(
@@ -529,7 +319,9 @@ def list_(paths: tuple[str, ...], expression: str | None) -> int:
 def replay(session: Session, identity: str, report_dir: Path, timeout: float, observation: str) -> int:
     """Do one stored violation again.
 
-    ID is what a report shows, or the file of the record.
+    ID is what a report shows, or the file of the record, from this machine or another. Its scenario is looked for in
+    the project of the current directory first. If its place shows nothing any more, every crash of the same operations
+    is tried. Ends in exit 1 when the guarantee is violated, in 0 when it held, in 3 when that cannot be said.
     """
     from crashtest.config import Settings
     from crashtest.report.events import FanOut
@@ -579,6 +371,46 @@ def find_record(identity: str, report_dir: Path) -> Path:
     if damaged:
         hint += f" ({damaged} files there cannot be read)"
     raise UsageError(f"no violation is stored as {quoted(identity, 1000)}: {hint}")
+
+
+@cli.command()
+@click.argument("identity", metavar="ID")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    help="The file to write, which must not be there; by default test_NAME.py in the current directory.",
+)  # fmt: skip
+@click.option(
+    "--from", "report_dir", type=click.Path(path_type=Path, file_okay=False), default=DEFAULT_REPORT_DIR,
+    show_default=True, metavar="DIR", help="The report directory that holds the violation.",
+)  # fmt: skip
+@click.pass_obj
+def export(session: Session, identity: str, output: Path | None, report_dir: Path) -> int:
+    """Write a stored violation as a pytest file of its own.
+
+    ID is what a report shows, or the file of the record. The file names the scenario relative to itself, so it runs in
+    every clone of the project. It fails as long as the guarantee is violated, and passes once the bug is mended.
+    """
+    from crashtest.report import exported
+    from crashtest.report.terminal import printer
+    from crashtest.scale import stored
+
+    session.report_dir = report_dir
+    path = find_record(identity, report_dir)
+    record = stored.read(path)
+    file, label = stored.locate(record, path)
+    target = output or Path(exported.name(record))
+    text = exported.source(record, file, label, target)
+    try:
+        with open(target, "x", encoding="utf-8") as writing:
+            writing.write(text)
+    except FileExistsError:
+        raise UsageError(f"{quoted(target)} is there already; name another file with -o") from None
+    except OSError as error:
+        raise UsageError(
+            f"{quoted(target)} cannot be written: {quoted(error.strerror)}; give another with -o"
+        ) from error
+    _quietly(lambda: printer(sys.stdout)((("written: ", "dim"), (f"{quoted(target)}; run it with pytest", ""))))
+    return 0
 
 
 @cli.command()
@@ -641,6 +473,9 @@ def _command(arguments: list[str] | None, session: Session) -> int:
     try:
         code = cli.main(args=arguments, prog_name="crashtest", standalone_mode=False, obj=session)
         return code if isinstance(code, int) else 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)
+        return USAGE
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         usage = f" ({context.command_path} --help shows the usage)" if context is not None else ""
@@ -674,6 +509,11 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    try:
+        os.getcwd()
+    except OSError as error:
+        complain(f"the current directory is gone ({error.strerror}); go to one that is there, and run this again")
+        return USAGE
     code = _command(arguments, Session())
     try:
         sys.stdout.flush()

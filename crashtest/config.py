@@ -29,3 +29,9 @@ class Settings:
     depth: int = 2
     #: how many operation sequences are drawn when a scenario's `ops` is a strategy
     examples: int = 5
+    #: whether sequences that failed in an earlier run are tried first; without them a seed gives the same run again
+    remember: bool = True
+    #: seconds for shrinking the failing sequences of one scenario; 0: they are reported as they were drawn
+    shrink: float = 120.0
+    #: cells to try first (`cells.plan.family`), because they failed last
+    first: frozenset[str] = frozenset()

@@ -70,6 +70,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="Seed of generated operations; random if not given, and told at the end.",
     )  # fmt: skip
     group.addoption(
+        "--crashtest-examples", type=int, default=5, metavar="N",
+        help="Sequences of operations drawn for a scenario whose ops is a strategy (default: 5).",
+    )  # fmt: skip
+    group.addoption(
         "--crashtest-timeout", type=float, default=10.0, metavar="SECONDS",
         help="How long one run of a part of a scenario may take, where the scenario does not say so (default: 10).",
     )  # fmt: skip
@@ -90,6 +94,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "crashtest: set on every scenario that is collected (-m 'not crashtest')")
     for option, value, least, most in (
         ("--crashtest-seed", config.getoption("crashtest_seed"), 0, 2**63 - 1),
+        ("--crashtest-examples", config.getoption("crashtest_examples"), 1, 10**6),
         ("--crashtest-timeout", config.getoption("crashtest_timeout"), 1e-3, 1e9),
         ("--crashtest-jobs", config.getoption("crashtest_jobs"), 1, 9999),
     ):
@@ -249,6 +254,8 @@ def _judge(node: pytest.Item, scenario: Scenario, file: Path, changed: Mapping[s
     if len(whole.scenarios) != 1:
         raise HarnessError(f"{scenario.name} has no result; the run was stopped ({whole.stopped})")
     result = whole.scenarios[0]
+    if result.usage_error:
+        raise UsageError(result.reason)
     place = changed.get("report_dir", REPORT_DIR)
     lines = [*story.scenario_story(result, place)]
     lines += [story.field("note", words.safe(note)) for note in whole.notes]
@@ -287,12 +294,14 @@ def _run(config: pytest.Config, scenario: Scenario, file: Path, changed: Mapping
     if jobs is None:
         jobs = 1
         if session.worker is None:
-            from crashtest.cli import usable_cores
+            from crashtest.options import usable_cores
 
             jobs = usable_cores()
     given: dict[str, Any] = {
         "seed": session.seed,
         "timeout": config.getoption("crashtest_timeout"),
+        "examples": config.getoption("crashtest_examples"),
+        "remember": config.getoption("crashtest_seed") is None,
         "jobs": jobs,
         "report_dir": config.invocation_params.dir / REPORT_DIR,
         "first_core": (session.worker or 0) * jobs,

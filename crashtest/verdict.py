@@ -32,6 +32,10 @@ class Violation(msgspec.Struct, kw_only=True):
     observed: str
     lost: list[str] = []
     hint: str = ""
+    #: the operations of the sequence that showed it, in words, where they were drawn; else empty
+    operations: list[str] = []
+    #: how that sequence was made smaller, in words; "" when it was not
+    shrunk: str = ""
 
 
 class ModelResult(msgspec.Struct, kw_only=True):
@@ -81,6 +85,8 @@ class ScenarioResult(msgspec.Struct, kw_only=True):
     notes: list[str] = []
     #: set when crashtest itself failed here; then the verdict is inconclusive
     harness_error: str = ""
+    #: it cannot be judged as it is written; `reason` says why
+    usage_error: bool = False
 
 
 class RunResult(msgspec.Struct, kw_only=True):
@@ -120,6 +126,14 @@ class Progress(msgspec.Struct, tag="progress"):
     total: int
 
 
+class Shrinking(msgspec.Struct, tag="shrinking"):
+    """A failing sequence of a scenario is made smaller: one more, of so many operations, is tried."""
+
+    name: str
+    runs: int
+    operations: int
+
+
 class ScenarioFinished(msgspec.Struct, tag="scenario-finished"):
     result: ScenarioResult
 
@@ -134,17 +148,16 @@ class RunFinished(msgspec.Struct, tag="run-finished"):
     result: RunResult
 
 
-Event = RunStarted | ScenarioStarted | Progress | ScenarioFinished | Note | RunFinished
+Event = RunStarted | ScenarioStarted | Progress | Shrinking | ScenarioFinished | Note | RunFinished
 Emit = Callable[[Event], None]
 
 
 def exit_code(results: list[ScenarioResult], stopped: str, allow_partial: bool = False) -> int:
-    """The exit code by precedence (semantics): 130 interrupted, 1 violated, 3 unknown, 5 nothing, 0.
-
-    Usage errors (2) end the run before there is a result.
-    """
+    """The exit code by precedence (semantics): 130 interrupted, 2 usage, 1 violated, 3 unknown, 5 nothing, 0."""
     if stopped == "interrupted":
         return 130
+    if any(r.usage_error for r in results):
+        return 2
     if any(not r.as_expected and r.verdict == "violated" for r in results):
         return 1
     if any(not r.as_expected and r.verdict == "held" for r in results):

@@ -14,6 +14,7 @@ from crashtest.explore.generate import sequences
 from crashtest.observe import bpf
 from crashtest.scale import local
 from crashtest.scale.rundir import RunDirectory
+from crashtest.scale.slot import Slot
 from crashtest.scenario import Scenario, load
 from crashtest.verdict import RunResult, ScenarioResult
 
@@ -28,17 +29,17 @@ def seccomp() -> None:
 
 
 @pytest.fixture
-def slot() -> Iterator[local.Slot]:
+def slot() -> Iterator[Slot]:
     """A slot on a run directory of its own."""
     directory = RunDirectory()
-    one = local.Slot(0, directory, True)
+    one = Slot(0, directory, True)
     yield one
     one.close()
     directory.close()
 
 
 @pytest.fixture
-def prepare(slot: local.Slot) -> Callable[[Path, str], dict[str, Any]]:
+def prepare(slot: Slot) -> Callable[[Path, str], dict[str, Any]]:
     """prepare(file, function): the runs without a crash, as the zygote reports them."""
 
     def run(file: Path, function: str) -> dict[str, Any]:

@@ -223,6 +223,10 @@ class Example:
             return f"{_call(facts['then'])} {facts['inner_where']} in recovery"
         return f"{_call(facts['before'])} {self.where(cell, facts)}"
 
+    def can_be_rebuilt(self, cell: Cell, facts: dict[str, Any]) -> bool:
+        """Whether the record gives the crash state of a cell: a kill of the whole group where it was recorded."""
+        return cell.variant in ("group", "rebuilt") and (cell.variant == "rebuilt" or self._comparable(cell, facts))
+
     def _comparable(self, cell: Cell, facts: dict[str, Any]) -> bool:
         """Whether the state can be rebuilt: what it left in TMPDIR and HOME is not in the record."""
         return self._same_place(cell, facts) and not facts["scratch"]

@@ -86,7 +86,7 @@ class Zygote:
         return self.bench
 
     def do_prepare(self, request: dict[str, Any]) -> dict[str, Any]:
-        return prepare(self._open(request), request["ops"])
+        return prepare(self._open(request), request["ops"], bool(request.get("once")))
 
     def do_expect(self, request: dict[str, Any]) -> dict[str, Any]:
         """Take over what another zygote (or this one) prepared: first state, operations, expected states."""

@@ -60,8 +60,19 @@ def replay_line(identity: str, report_dir: Path) -> Line:
     return (("    replay: ", "dim"), (f"crashtest replay {argument(identity)}{place}", "bold"))
 
 
-def full(violation: Violation, report_dir: Path) -> Iterator[Line]:
-    """The whole story of one violation: promised, where it died, wanted, found, how to see it again."""
+def operations(violation: Violation) -> Iterator[Line]:
+    """The drawn operations that showed a violation, and how they were shrunk."""
+    if violation.operations:
+        yield field("ops", ", ".join(map(safe, violation.operations)), "bold")
+    if violation.shrunk:
+        yield field("shrunk", safe(violation.shrunk.removeprefix("shrunk ")))
+
+
+def full(violation: Violation, report_dir: Path | None) -> Iterator[Line]:
+    """The whole story of one violation: promised, where it died, wanted, found, how to see it again.
+
+    report_dir: where it is stored; None: it is not.
+    """
     guarantee = safe(violation.guarantee)
     meaning = words.MEANING.get(violation.guarantee, "")
     note = ", as expected" if violation.expected else ""
@@ -71,6 +82,7 @@ def full(violation: Violation, report_dir: Path) -> Iterator[Line]:
     )
     if meaning:
         yield field("promise", meaning)
+    yield from operations(violation)
     yield field("died", safe(violation.point), "bold")
     if violation.where:
         yield field("in", safe(violation.where))
@@ -83,7 +95,8 @@ def full(violation: Violation, report_dir: Path) -> Iterator[Line]:
         yield field("seen", f"{violation.count} times; this is the earliest")
     if violation.hint:
         yield field("hint", safe(violation.hint), "cyan")
-    yield replay_line(violation.id, report_dir)
+    if report_dir is not None:
+        yield replay_line(violation.id, report_dir)
 
 
 def compact(violation: Violation, report_dir: Path) -> Iterator[Line]:
@@ -93,6 +106,7 @@ def compact(violation: Violation, report_dir: Path) -> Iterator[Line]:
         (f"  {safe(violation.guarantee)}", "green"),
         (f" is violated under {safe(violation.model)}, as expected: died {safe(violation.point)}{place}", ""),
     )
+    yield from operations(violation)
     yield field("wanted", safe(violation.wanted))
     again = f"  (the earliest of {violation.count})" if violation.count > 1 else ""
     yield field("found", safe(violation.observed) + again)
@@ -151,6 +165,9 @@ def _advice(result: ScenarioResult) -> Iterator[Line]:
             "if the program was repaired, take the guarantee out of expect=; else crashtest is blind to it",
             "cyan",
         )
+    elif result.usage_error:
+        yield field("why", f"it cannot be judged as it is written: {safe(result.reason)}")
+        yield field("do", f"mend the scenario and run it alone: {_alone(result)}", "cyan")
     elif word in ("INCONCLUSIVE", "not reached"):
         reason = "no crash point was reached" if word == "not reached" else "no reason was recorded"
         yield field("why", safe(result.reason) if result.reason else reason)
@@ -169,7 +186,7 @@ def scenario_story(result: ScenarioResult, report_dir: Path, width: int = 0) -> 
         yield field("note", safe(note))
 
 
-def replayed(result: RunResult, report_dir: Path) -> Iterator[Line]:
+def replayed(result: RunResult, report_dir: Path | None) -> Iterator[Line]:
     """What a replay showed: the stored violation again, in full, or that it did not come."""
     for scenario in result.scenarios:
         yield from _advice(scenario)

@@ -25,6 +25,7 @@ from crashtest.verdict import (
     RunStarted,
     ScenarioFinished,
     ScenarioStarted,
+    Shrinking,
 )
 
 if TYPE_CHECKING:
@@ -96,6 +97,11 @@ class Plain:
         if self._clock() - self._last >= HEARTBEAT:
             self.lines([(("running      ", "dim"), (f"{words.safe(name)}  {done} of {total} cells", ""))])
 
+    def shrinking(self, name: str, runs: int, operations: int) -> None:
+        if self._clock() - self._last >= HEARTBEAT:
+            many = words.count(operations, "operation")
+            self.lines([(("shrinking    ", "dim"), (f"{words.safe(name)}  run {runs}, with {many}", ""))])
+
     def finished(self, name: str) -> None:
         """The scenario's own line says so."""
 
@@ -152,6 +158,12 @@ class Live:
                 self._drawn = now
                 self._bars.refresh()
 
+    def shrinking(self, name: str, runs: int, operations: int) -> None:
+        if self._bars is not None and name in self._tasks:
+            text = f"shrinking, run {runs}: {words.safe(name, 120)}"
+            self._bars.update(self._tasks[name], description=text)
+            self._bars.refresh()
+
     def finished(self, name: str) -> None:
         if self._bars is None or self._whole is None:
             return
@@ -190,6 +202,8 @@ class Terminal:
                 show.started(event.name)
             case Progress():
                 show.progress(event.name, event.done, event.total)
+            case Shrinking():
+                show.shrinking(event.name, event.runs, event.operations)
             case ScenarioFinished():
                 show.finished(event.result.name)
                 show.lines(story.scenario_story(event.result, self._report_dir, self._width))

@@ -91,8 +91,14 @@ def mark(result: ScenarioResult) -> Mark:
 def exit_meaning(result: RunResult) -> str:
     """What the exit code of this run says, in one sentence."""
     marks = {mark(one) for one in result.scenarios}
+    if result.exit == 2:
+        many = count(sum(one.usage_error for one in result.scenarios), "scenario")
+        return f"{many} cannot be judged as written" if result.scenarios else "usage or configuration"
     if result.exit == 0:
         words = "every guarantee held" if "held" in marks else ""
+        skipped = sum(model.skipped for one in result.scenarios for model in one.models.values())
+        if words and skipped:
+            words += f" where it was tried ({count(skipped, 'crash state was', 'crash states were')} skipped)"
         if "caught" in marks:
             words += (", and " if words else "") + "every expected violation was caught"
         if result.stopped:
@@ -108,4 +114,4 @@ def exit_meaning(result: RunResult) -> str:
         if result.stopped == "--max-time" and not marks & {"INCONCLUSIVE", "not reached"}:
             return "the time ran out (--max-time), so not everything was judged; --allow-partial accepts that"
         return "not everything could be judged, and unknown is never counted as passed"
-    return {2: "usage or configuration", 5: "nothing was selected", 130: "interrupted"}.get(result.exit, "unknown")
+    return {5: "nothing was selected", 130: "interrupted"}.get(result.exit, "unknown")

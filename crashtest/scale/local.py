@@ -9,34 +9,32 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
-import os
 import queue
 import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from crashtest import wire
-from crashtest.cells.matrix import Example, find, result
-from crashtest.cells.plan import Cell, short_hash
+from crashtest.cells.matrix import Example, result
+from crashtest.cells.plan import Cell, cell_id, example_id
 from crashtest.cells.recoveries import Unbatchable
 from crashtest.config import Settings
 from crashtest.errors import HarnessError, UsageError, quoted
-from crashtest.explore.generate import sequences
+from crashtest.explore.generate import Enough, Source
 from crashtest.observe import bpf
+from crashtest.scale import shrinking, stored
+from crashtest.scale.jobs import Job, Task, before, family
 from crashtest.scale.rundir import TOKEN, RunDirectory
+from crashtest.scale.slot import Slot
 from crashtest.scenario import Scenario, load
-from crashtest.trace import Step, to_plain
+from crashtest.trace import Step
 from crashtest.verdict import (
     Emit,
     Note,
@@ -47,7 +45,6 @@ from crashtest.verdict import (
     ScenarioFinished,
     ScenarioResult,
     ScenarioStarted,
-    Violation,
     exit_code,
 )
 
@@ -57,138 +54,6 @@ CHUNK = 12
 ENOUGH_TIMEOUTS = 3
 #: cells of each example that are also rebuilt from the record, besides every violation's
 SAMPLE = 4
-#: variables of the caller that would make a program behave differently here and there; the last four are of test runs
-_NOT_HANDED_ON = ("GIT_", "PYTHON", "PYTEST_", "COV_CORE_", "COVERAGE_", "TOX_")
-_START = (
-    "import sys, json; sys.path[:0] = json.loads(sys.argv[3]); from crashtest.cells.zygote import main; "
-    "main(int(sys.argv[1]), sys.argv[2])"
-)
-
-
-class Slot:
-    """One zygote at a time, used by one thread. Raises `wire.Closed` when the zygote dies."""
-
-    def __init__(self, number: int, directory: RunDirectory, seccomp: bool, first_core: int = 0) -> None:
-        self.number = number
-        self._core = first_core + number
-        self._directory = directory
-        self._seccomp = seccomp
-        self._process: subprocess.Popen[bytes] | None = None
-        self._sock: socket.socket | None = None
-        self._file = ""
-        self._serving: Example | None = None
-        self._starts = 0
-
-    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """One request and its answer. Raises what the zygote reports: `UsageError`, `HarnessError`."""
-        if self._sock is None:
-            raise wire.Closed("no zygote")
-        wire.send(self._sock, request)
-        answer = wire.receive(self._sock)
-        if "usage" in answer:
-            raise UsageError(answer["usage"])
-        if "unbatchable" in answer:
-            raise Unbatchable(answer["unbatchable"])
-        if "harness" in answer:
-            raise HarnessError(answer["harness"])
-        return answer
-
-    def open(self, scenario: Scenario, file: Path) -> None:
-        """Have a zygote that has loaded the scenario's file."""
-        if self._process is not None and self._process.poll() is None and self._file == str(file):
-            return
-        self.close()
-        self._starts += 1
-        root = f"{self._directory.path}/slot-{self.number}-{self._starts}"
-        os.mkdir(root, 0o700)
-        ours, theirs = socket.socketpair()
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(_NOT_HANDED_ON)}
-        environment.update({TOKEN: self._directory.token, "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"})
-        paths = json.dumps([os.path.abspath(path or ".") for path in sys.path])
-        command = [sys.executable, "-S", "-s", "-P", "-c", _START, str(theirs.fileno()), root, paths]
-        self._process = subprocess.Popen(
-            command,
-            pass_fds=[theirs.fileno(), self._directory.owner],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        theirs.close()
-        self._sock, self._file, self._serving = ours, str(file), None
-        core = None
-        if hasattr(os, "sched_getaffinity"):
-            cores = sorted(os.sched_getaffinity(0))
-            core = cores[self._core % len(cores)]
-        self.ask({"do": "load", "file": str(file), "label": scenario.file, "core": core})
-
-    def serve(self, example: Example, timeout: float, depth: int) -> None:
-        """Have the zygote know the example's first and expected states."""
-        if self._serving is not example:
-            request = self.request("expect", example.scenario, example.ops, timeout)
-            expected = {"first": example.prepared["first"], "states": example.states, "depth": depth}
-            events = [to_plain(event) for event in example.events]
-            self.ask({**request, **expected, "batches": not example.remembers, "events": events})
-            self._serving = example
-
-    def request(self, do: str, scenario: Scenario, ops: list[str] | None, timeout: float) -> dict[str, Any]:
-        return {"do": do, "scenario": scenario.function, "ops": ops, "timeout": timeout, "seccomp": self._seccomp}
-
-    def hang_up(self) -> None:
-        """Close the line from another thread: the zygote ends what it does, and itself."""
-        sock = self._sock
-        if sock is not None:
-            with contextlib.suppress(OSError, wire.Closed):
-                wire.send(sock, {"do": "end"})
-                sock.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        """End the zygote and all below it."""
-        if self._process is None:
-            return
-        if self._sock is not None:
-            with contextlib.suppress(wire.Closed):
-                wire.send(self._sock, {"do": "end"})
-            self._sock.close()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process = self._sock = None
-
-
-@dataclass
-class _Task:
-    """prepare an example, realise a chunk of its cells (alone: with nothing beside it), or rebuild some."""
-
-    job: _Job
-    do: str
-    example: Example | None = None
-    ops: list[str] | None = None
-    cells: list[Cell] = field(default_factory=list)
-    killed: list[dict[str, Any]] = field(default_factory=list)
-    answers: list[dict[str, Any]] = field(default_factory=list)
-    error: BaseException | None = None
-    alone: bool = False
-
-
-@dataclass
-class _Job:
-    """One scenario on its way: its examples, and how much of them is still out."""
-
-    scenario: Scenario
-    file: Path
-    sequences: list[list[str] | None]
-    examples: list[Example] = field(default_factory=list)
-    open_tasks: int = 0
-    planned: int = 0
-    tried: int = 0
-    started: float = 0.0
-    error: str = ""
-    done: bool = False
-    #: cells in which something timed out, to be tried again when nothing else runs
-    slow: list[tuple[Example, Cell]] = field(default_factory=list)
-    timeouts: int = 0
 
 
 def _told(example: Example, cell: Cell) -> dict[str, Any]:
@@ -209,26 +74,29 @@ class Runner:
         self.seccomp = seccomp
         self.emit = emit
         self.stopped = ""
-        self.finished: list[tuple[_Job, ScenarioResult]] = []
+        self.finished: list[tuple[Job, ScenarioResult]] = []
         self._directory = directory
-        self._todo: deque[_Task] = deque()
+        self._todo: deque[Task] = deque()
         self._wake = threading.Condition()
         self._ending = False
-        self._results: queue.SimpleQueue[_Task] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[Task] = queue.SimpleQueue()
         self._slots = [Slot(number, directory, seccomp, settings.first_core) for number in range(settings.jobs)]
         self._threads: list[threading.Thread] = []
         self._told = 0.0
+        self._began = 0.0
         self._only: list[Cell] | None = None
+        #: tasks that were given out and have not come back
+        self._out = 0
 
-    def run(self, jobs: list[_Job], only: list[Cell] | None = None) -> None:
+    def run(self, jobs: list[Job], only: list[Cell] | None = None) -> None:
         """Until every job has a result, or the run is stopped. only: realise just these cells (replay)."""
         self._only = only
-        began = time.monotonic()
+        self._began = time.monotonic()
         self._threads = [threading.Thread(target=self._work, args=(slot,), daemon=True) for slot in self._slots]
         for thread in self._threads:
             thread.start()
         try:
-            self._drive(jobs, began)
+            self._drive(jobs)
         except KeyboardInterrupt:
             self.stopped = "interrupted"
         finally:
@@ -237,15 +105,19 @@ class Runner:
             if job.started and not job.done:
                 self._finish(job)
 
-    def _drive(self, jobs: list[_Job], began: float) -> None:
+    def _drive(self, jobs: list[Job]) -> None:
         waiting = deque(jobs)
-        active: list[_Job] = []
-        lonely: list[_Job] = []
+        active: list[Job] = []
+        lonely: list[Job] = []
+        failed: list[Job] = []
         limit = self.settings.max_time
-        while waiting or active or lonely:
+        while waiting or active or lonely or failed:
             if lonely and not waiting and not active:
                 active.append(lonely.pop(0))
                 self._again_alone(active[0])
+                continue
+            if failed and not waiting and not active:
+                self._shrink(failed.pop(0))
                 continue
             while waiting and len(active) < len(self._slots) and not self.stopped:
                 job = waiting.popleft()
@@ -253,7 +125,7 @@ class Runner:
                 self.emit(ScenarioStarted(name=job.scenario.name))
                 active.append(job)
                 for ops in job.sequences:
-                    self._give(_Task(job, "prepare", ops=ops))
+                    self._give(Task(job, "prepare", ops=ops))
             try:
                 task = self._results.get(timeout=0.2)
             except queue.Empty:
@@ -264,12 +136,62 @@ class Runner:
                 active.remove(job)
                 if job.slow:
                     lonely.append(job)
+                elif shrinking.wanted(job):
+                    failed.append(job)
+                    if self.settings.stop_on_first and not self._made(job).as_expected:
+                        for other in (one for one in active if one is not job):
+                            self._drop(other)
+                        self._shrink(job)
+                        break
                 else:
                     self._finish(job)
-            if limit is not None and time.monotonic() - began > limit and not self.stopped:
+            if limit is not None and time.monotonic() - self._began > limit and not self.stopped:
                 self.stopped = "--max-time"
             if self.stopped:
                 return
+
+    def _shrink(self, job: Job) -> None:
+        """What can only be done when nothing else is left to do; then the job has its result."""
+        with contextlib.suppress(Enough):  # the run is stopped; what was found stands
+            shrinking.shrink(job, self._alone, self.settings.shrink, self.emit)
+        self._finish(job)
+
+    def _alone(self, job: Job, until: float) -> None:
+        """Judge what is missing of a job, with nothing beside it, until its goal is reached.
+
+        Raises `Enough` at the time `until`, and when the run's own time is over.
+        """
+        limit = self.settings.max_time
+        ends = float("inf") if limit is None else self._began + limit
+        done = [example.ops for example in job.examples]
+        for ops in job.sequences:
+            if ops not in done:
+                self._give(Task(job, "prepare", ops=ops))
+        while job.open_tasks or job.slow:
+            if not job.open_tasks and not self._out:
+                self._again_alone(job)
+                continue
+            now = time.monotonic()
+            if now > until or now > ends:
+                self._drop(job)
+                raise Enough("the run's time is over (--max-time)" if now > ends else "")
+            try:
+                task = self._results.get(timeout=0.2)
+            except queue.Empty:
+                continue
+            self._take(task)
+            if job.goal and job.goal in job.violated():
+                self._drop(job)
+                return
+
+    def _drop(self, job: Job) -> None:
+        """Take back what of a job has not begun; what has begun is not waited for, and counts for nothing."""
+        with self._wake:
+            kept = [task for task in self._todo if task.job is not job]
+            self._out -= len(self._todo) - len(kept)
+            self._todo = deque(kept)
+        job.open_tasks, job.dropped = 0, True
+        job.slow.clear()
 
     # -- work, in the slots' threads -----------------------------------------------------------------------------
 
@@ -292,16 +214,21 @@ class Runner:
             self._results.put(task)
         slot.close()
 
-    def _do(self, slot: Slot, task: _Task) -> None:
+    def _do(self, slot: Slot, task: Task) -> None:
         job, timeout = task.job, self.settings.timeout
         slot.open(job.scenario, job.file)
         if task.do == "prepare":
-            task.answers = [slot.ask(slot.request("prepare", job.scenario, task.ops, timeout))]
+            request = slot.request("prepare", job.scenario, task.ops, timeout)
+            task.answers = [slot.ask({**request, "once": bool(job.goal)})]
             return
         assert task.example is not None
-        slot.serve(task.example, timeout, self.settings.depth)
+        slot.serve(task.example, timeout, job.depth)
         if task.do == "kill":
-            for from_record, cells in itertools.groupby(task.cells, lambda c: c.variant in ("rebuilt", "computed")):
+
+            def recorded(cell: Cell) -> bool:
+                return job.rebuilt or cell.variant in ("rebuilt", "computed")
+
+            for from_record, cells in itertools.groupby(task.cells, recorded):
                 if from_record:
                     task.answers += self._rebuild(slot, task.example, list(cells), alone=task.alone)
                     continue
@@ -336,14 +263,18 @@ class Runner:
 
     # -- bookkeeping, in the main thread -------------------------------------------------------------------------
 
-    def _give(self, task: _Task, first: bool = False) -> None:
+    def _give(self, task: Task, first: bool = False) -> None:
         task.job.open_tasks += 1
+        self._out += 1
         with self._wake:
             (self._todo.appendleft if first else self._todo.append)(task)
             self._wake.notify()
 
-    def _take(self, task: _Task) -> None:
+    def _take(self, task: Task) -> None:
         job = task.job
+        self._out -= 1
+        if job.dropped:
+            return
         job.open_tasks -= 1
         if task.example is not None and task.example.void:
             return
@@ -353,25 +284,28 @@ class Runner:
             return
         if task.error is not None:
             if isinstance(task.error, UsageError):
-                raise task.error
-            job.error = job.error or str(task.error)
+                job.usage = job.usage or str(task.error)
+                self._drop(job)
+            else:
+                job.error = job.error or str(task.error)
             return
         if task.do == "prepare":
             example = Example(job.scenario, task.ops, task.answers[0], self.seccomp)
-            job.examples.append(example)
+            job.take_example(example)
             self._try_all(job, example)
         elif task.do == "kill":
             assert task.example is not None
             for cell, facts in zip(task.cells, task.answers, strict=True):
                 if facts["timed_out"] and not task.alone:
+                    job.take_cell(task.example, cell, None)
                     job.slow.append((task.example, cell))
                     continue
                 if task.example.missed(cell, facts) and cell.variant == "group":
-                    self._give(_Task(job, "kill", task.example, cells=[cell._replace(variant="rebuilt")]))
+                    job.take_cell(task.example, cell, None)
+                    self._give(Task(job, "kill", task.example, cells=[cell._replace(variant="rebuilt")]))
                     continue
                 job.timeouts += facts["timed_out"]
-                job.tried += 1
-                task.example.add(cell, facts)
+                job.take_cell(task.example, cell, facts)
             self._progress(job)
             if task.alone:
                 self._again_alone(job)
@@ -385,58 +319,89 @@ class Runner:
                 else:
                     task.example.confirm(cell, facts, answer)
         if not job.open_tasks and task.do != "rebuild" and not job.slow:
-            self._confirm(job)
+            job.take_rest()
+            if not job.goal:
+                self._confirm(job)
 
-    def _try_all(self, job: _Job, example: Example) -> None:
+    def _try_all(self, job: Job, example: Example) -> None:
+        """Give out all cells of an example, the most telling first: they are judged in the order of the plan."""
         cells = example.plan.cells if self._only is None else self._only
+        first = self.settings.first
+        if job.rebuilt:
+            cells = [cell for cell in cells if cell.variant in ("group", "rebuilt")]
+        if job.likely:
+            cells = sorted(cells, key=lambda cell: before(example, cell) not in job.likely)
+        elif first:
+            name, ops = job.scenario.name, example_id(example.ops)
+            cells = sorted(cells, key=lambda cell: family(cell_id(name, ops, cell, "kill")) not in first)
         job.planned += len(cells)
         for at in reversed(range(0, len(cells), CHUNK)):
-            self._give(_Task(job, "kill", example, cells=cells[at : at + CHUNK]), first=True)
+            self._give(Task(job, "kill", example, cells=cells[at : at + CHUNK]), first=True)
 
-    def _without_batches(self, job: _Job, example: Example, words: str) -> None:
+    def _without_batches(self, job: Job, example: Example, words: str) -> None:
         """Recovery remembers something from one state to the next: judge the example anew, each in its own process."""
         example.void = True
         job.planned -= len(example.plan.cells if self._only is None else self._only)
-        job.tried -= len(example.cells)
         job.slow = [(one, cell) for one, cell in job.slow if one is not example]
         anew = Example(job.scenario, example.ops, example.prepared, self.seccomp)
         anew.remembers = words
-        job.examples[job.examples.index(example)] = anew
+        job.replace_example(example, anew)
         self._try_all(job, anew)
 
-    def _again_alone(self, job: _Job) -> None:
+    def _again_alone(self, job: Job) -> None:
         """A time-out counts when it comes again with nothing else running; three that did are enough."""
         if job.timeouts >= ENOUGH_TIMEOUTS:
             job.slow.clear()  # they stay untried, and are counted so
         if job.slow:
             example, cell = job.slow.pop(0)
-            self._give(_Task(job, "kill", example, cells=[cell], alone=True))
+            self._give(Task(job, "kill", example, cells=[cell], alone=True))
 
-    def _confirm(self, job: _Job) -> None:
+    def _confirm(self, job: Job) -> None:
         """All cells are in: do every violation, and a sample, the other way as well."""
         for example in job.examples:
+            if example in job.confirmed:
+                continue
+            job.confirmed.append(example)
             pairs = [*example.to_confirm(SAMPLE), *example.to_kill(), *example.inner_to_confirm()]
             if pairs:
                 cells, killed = [cell for cell, _ in pairs], [facts for _, facts in pairs]
-                self._give(_Task(job, "rebuild", example, cells=cells, killed=killed), first=True)
+                self._give(Task(job, "rebuild", example, cells=cells, killed=killed), first=True)
 
-    def _progress(self, job: _Job) -> None:
+    def _progress(self, job: Job) -> None:
         now = time.monotonic()
+        if job.goal:
+            return
         if now - self._told > 0.2 or job.tried == job.planned:
             self._told = now
             self.emit(Progress(name=job.scenario.name, done=job.tried, total=job.planned))
 
-    def _finish(self, job: _Job) -> None:
-        job.done = True
-        unrun, depth = job.planned - job.tried, self.settings.depth if self.seccomp else 1
-        if self.stopped and not job.error and len(job.examples) < len(job.sequences):
+    def _made(self, job: Job) -> ScenarioResult:
+        """What the facts of a job come to, as far as they are in."""
+        job.take_rest()
+        unrun, depth = job.planned - job.tried, job.depth if self.seccomp else 1
+        if self.stopped and not job.error and not job.usage and len(job.examples) < len(job.sequences):
             unrun = max(unrun, 1)
         made = result(job.scenario, job.examples, time.monotonic() - job.started, unrun, job.error, depth)
+        if job.usage:
+            made.usage_error, made.as_expected = True, False
+            made.reason = job.usage.removeprefix(f"{job.scenario.name}: ")
+            made.verdict = "violated" if made.violations else "inconclusive"
+            for verdicts in (model.guarantees for model in made.models.values()):
+                verdicts.update(
+                    {name: "inconclusive" for name, verdict in verdicts.items() if verdict == "not reached"}
+                )
         if unrun and not self.stopped and made.verdict == "held":
             made.verdict, made.as_expected = "inconclusive", False
         if self.stopped and unrun and made.verdict in ("held", "inconclusive") and not made.reason:
             made.verdict, made.as_expected = "inconclusive", False
             made.reason = f"stopped ({self.stopped}) with {unrun} cells not tried; give it more time"
+        if job.drawn:
+            shrinking.tell(made, job, self.stopped)
+        return made
+
+    def _finish(self, job: Job) -> None:
+        job.done = True
+        made = self._made(job)
         self.finished.append((job, made))
         self.emit(ScenarioFinished(result=made))
         if self.settings.stop_on_first and not made.as_expected and not self.stopped:
@@ -506,20 +471,29 @@ def _observation(settings: Settings) -> bool:
 def run(scenarios: list[Scenario], files: dict[str, Path], settings: Settings, emit: Emit) -> RunResult:
     """Run scenarios; their results. files: label -> path of each scenario's file.
 
-    Raises `UsageError` when a scenario cannot be judged as it is written, `HarnessError` when nothing can run here.
-    An interruption ends everything and comes back as a result.
+    A scenario that cannot be judged as it is written has that as its result (`usage_error`), and the others go on.
+    Raises `HarnessError` when nothing can run here. An interruption ends everything and comes back as a result.
     """
     seccomp = _observation(settings)
     for scenario in scenarios:
         scenario.allow_outside = (*scenario.allow_outside, *settings.allow_outside)
-    jobs = [
-        _Job(scenario, files[scenario.file], sequences(scenario, settings.seed, settings.examples))
-        for scenario in scenarios
-    ]
+    jobs = [_job(scenario, files[scenario.file], settings) for scenario in scenarios]
     return _run(jobs, settings, seccomp, emit, None)
 
 
-def _run(jobs: list[_Job], settings: Settings, seccomp: bool, emit: Emit, only: list[Cell] | None) -> RunResult:
+def _job(scenario: Scenario, file: Path, settings: Settings) -> Job:
+    """A scenario with its sequences drawn; one whose `ops` cannot be used gets the reason instead."""
+    try:
+        source = Source(scenario, settings.seed, settings.examples, settings.report_dir / "examples", settings.remember)
+        return Job(scenario, file, source.sequences(), source, settings.depth)
+    except UsageError as error:
+        return Job(scenario, file, [], usage=str(error))
+
+
+def _run(
+    jobs: list[Job], settings: Settings, seccomp: bool, emit: Emit, only: list[Cell] | None, keep: bool = True
+) -> RunResult:
+    """only: just these cells (nothing is stored then). keep: whether violations are stored."""
     began = time.monotonic()
     with _guarded():
         directory = RunDirectory()
@@ -548,12 +522,13 @@ def _run(jobs: list[_Job], settings: Settings, seccomp: bool, emit: Emit, only: 
         finally:
             directory.close()
     results = [made for _, made in runner.finished]
-    try:
-        for job, made in runner.finished if only is None else []:
-            store(job, made, settings)
-    except OSError as error:
-        notes.append(f"the violations could not be stored for replay: {quoted(error)}; name another --report-dir")
-        emit(Note(text=notes[-1]))
+    if only is None and keep:
+        try:
+            for job, made in runner.finished:
+                stored.write(job, made, settings)
+        except OSError as error:
+            notes.append(f"the violations could not be stored for replay: {quoted(error)}; name another --report-dir")
+            emit(Note(text=notes[-1]))
     whole = RunResult(
         seed=settings.seed,
         exit=exit_code(results, runner.stopped, settings.allow_partial),
@@ -585,77 +560,60 @@ def _descriptors() -> int:
     return int(psutil.Process().num_fds()) if hasattr(psutil.Process, "num_fds") else 0
 
 
-# -- violations on disk, and their replay -----------------------------------------------------------------------------
+def replay(path: Path, settings: Settings, emit: Emit) -> RunResult:
+    """Re-execute one stored violation; see `again`. Raises `UsageError` when it, or its scenario, cannot be read."""
+    record = stored.read(path)
+    file, label = stored.locate(record, path)
+    return again(record, file, label, settings, emit)
 
 
-def store(job: _Job, made: ScenarioResult, settings: Settings) -> None:
-    """Write each violation to the report directory, as data that `replay` runs again."""
-    folder = settings.report_dir / "violations"
-    for violation in made.violations:
-        example, cell = find(job.examples, violation.id)
-        signature = [event.describe() for event in example.events]
-        record = {
-            "schema": 1,
-            "id": violation.id,
-            "scenario": made.name,
-            "file": str(job.file),
-            "function": job.scenario.function,
-            "guarantee": violation.guarantee,
-            "model": violation.model,
-            "seed": settings.seed,
-            "ops": example.ops,
-            "cell": [*cell[:4], [list(place) for place in cell.inner]] if cell is not None else None,
-            "point": violation.point,
-            "wanted": violation.wanted,
-            "observed": violation.observed,
-            "events": signature,
-        }
-        folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(record, indent=1)
-        path = folder / f"{short_hash(violation.id)}-{violation.guarantee}.json"
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(text)
-        temporary.replace(path)
+def again(record: stored.Record, file: Path, label: str, settings: Settings, emit: Emit) -> RunResult:
+    """The runs without a crash, then the cell of `record`; if it breaks nothing any more, all cells of its operations.
 
-
-def replay(record_path: Path, settings: Settings, emit: Emit) -> RunResult:
-    """Re-execute one stored violation: the runs without a crash, then just its cell.
-
-    Raises `UsageError` when the record or its scenario cannot be read any more.
+    A mended program makes other calls, and so does one in which the same bug has moved by a line: only the whole
+    matrix of these operations tells the two apart. exit: 1 when the guarantee (or `recovers`) is violated, 0 when it
+    is not, 2 or 3 when that cannot be said, 130 when interrupted. Raises `UsageError`.
     """
-    try:
-        record = json.loads(record_path.read_text())
-        cells, depth = _stored_cell(record["cell"])
-        ops, file, label = record["ops"], Path(record["file"]), record["scenario"].rpartition("::")[0]
-        function, identity, seed = record["function"], record["id"], int(record["seed"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{quoted(record_path)} is not a stored violation: {quoted(error)}") from None
-    if not file.exists() and Path(label).exists():
-        file = Path(label)
-    if not file.exists():
-        raise UsageError(f"the scenario file {quoted(file)} is gone; run replay where {quoted(label)} lies")
-    found = [one for one in load(file, label) if one.function == function]
-    if not found:
-        raise UsageError(f"{quoted(label)} has no scenario {quoted(function)} any more")
+    scenario = next((one for one in load(file, label) if one.function == record.function), None)
+    if scenario is None:
+        raise UsageError(f"{quoted(label)} has no scenario {quoted(record.function)} any more")
     seccomp = _observation(settings)
-    settings = replace(settings, seed=seed, depth=depth)
-    made = _run([_Job(found[0], file, [ops])], settings, seccomp, emit, cells)
-    _same_place(made, record, identity)
+    scenario.allow_outside = (*scenario.allow_outside, *settings.allow_outside)
+    cells = [record.crash()._replace(inner=())] if record.cell is not None else []
+    settings = replace(settings, seed=record.seed, depth=1 + len(record.crash().inner))
+    job = Job(scenario, file, [record.ops], depth=settings.depth)
+    made = _run([job], settings, seccomp, emit, cells)
+    notes = [] if made.stopped else stored.differences(record, file, job.examples)
+    here = [v for one in made.scenarios for v in one.violations if (v.id, v.guarantee) == (record.id, record.guarantee)]
+    if here:
+        made.scenarios[0].violations = here
+    elif not made.stopped:
+        job = Job(scenario, file, [record.ops], depth=record.depth)
+        made = _run([job], replace(settings, depth=job.depth), seccomp, emit, None, keep=False)
+        for one in made.scenarios:
+            one.violations = [v for v in one.violations if v.guarantee in (record.guarantee, "recovers")]
+            found = "it comes elsewhere" if one.violations else f"{record.guarantee} is {_verdict(one, record)}"
+            notes.append(
+                f"the stored violation {quoted(record.id, 1000)} did not come again at its place, so all "
+                f"{sum(model.cells for model in one.models.values())} cells of these operations were tried: {found}"
+            )
+    made.notes += notes
+    made.exit = _replayed_exit(made, record)
     return made
 
 
-def _stored_cell(stored: list[Any] | None) -> tuple[list[Cell], int]:
-    """The cell to kill again, and how deep: nested crashes are found below the first one."""
-    if stored is None:
-        return [], 1
-    cut, kind, torn, variant, inner = stored
-    return [Cell(int(cut), str(kind), int(torn), str(variant))], 1 + len(inner)
+def _verdict(made: ScenarioResult, record: stored.Record) -> str:
+    """What became of the guarantee that was violated."""
+    return made.models[record.model].guarantees.get(record.guarantee, "not claimed")
 
 
-def _same_place(made: RunResult, record: dict[str, Any], identity: str) -> None:
-    """Say it when the violation came elsewhere, or not at all."""
-    again: list[Violation] = [v for one in made.scenarios for v in one.violations if v.id == identity]
-    if not again:
-        made.notes.append(f"the stored violation {quoted(identity)} did not come again")
-    elif again[0].point != record["point"]:
-        made.notes.append(f"stored as: died {quoted(record['point'], 400)}; the program does something else there now")
+def _replayed_exit(made: RunResult, record: stored.Record) -> int:
+    if made.stopped == "interrupted":
+        return 130
+    if any(one.usage_error for one in made.scenarios):
+        return 2
+    if made.stopped or not made.scenarios or any(one.harness_error for one in made.scenarios):
+        return 3
+    if any(one.violations for one in made.scenarios):
+        return 1
+    return 0 if all(_verdict(one, record) == "held" for one in made.scenarios) else 3

@@ -10,7 +10,7 @@ import psutil
 
 from crashtest.cells.matrix import Example
 from crashtest.cells.plan import Cell
-from crashtest.scale.local import Slot
+from crashtest.scale.slot import Slot
 from crashtest.scenario import load
 from crashtest.verdict import ScenarioResult
 

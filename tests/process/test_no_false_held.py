@@ -13,7 +13,7 @@ import pytest
 
 from crashtest.errors import UsageError
 from crashtest.scenario import load, probe_loading
-from crashtest.verdict import ScenarioResult
+from crashtest.verdict import ScenarioResult, exit_code
 
 Write = Callable[[str], Path]
 Crash = Callable[..., ScenarioResult]
@@ -88,8 +88,10 @@ def test_a_check_that_says_false_is_refused(crash: Crash, write_scenario: Write)
         """
         + OPS
     )
-    with pytest.raises(UsageError, match="a check says no with assert"):
-        crash(file)
+    made = crash(file)
+    assert (made.verdict, made.as_expected, made.usage_error) == ("inconclusive", False, True)
+    assert "a check says no with assert" in made.reason
+    assert exit_code([made], "") == 2
 
 
 def test_the_state_before_a_store_into_a_mapping_is_tried(crash: Crash, write_scenario: Write) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import crashtest.scale
-from crashtest import HarnessError, UsageError, cli
+from crashtest import HarnessError, UsageError, cli, options
 from crashtest.config import Settings
 from crashtest.verdict import (
     Emit,
@@ -321,7 +321,7 @@ def test_an_error_message_shows_no_control_code_of_an_argument(bench: Bench) -> 
 def test_a_selection_of_nothing_is_exit_5_and_names_the_expression_and_the_number(bench: Bench) -> None:
     code, _, err = bench("run", "good.py", "-k", "repalce")
     assert code == 5
-    assert "-k 'repalce' selects none of the 2 scenarios in good.py" in err
+    assert "-k 'repalce' matches none of the 2 scenarios in good.py" in err
     assert bench.called == []
 
 
@@ -431,7 +431,7 @@ def test_an_unforeseen_error_outside_the_engine_is_exit_3(bench: Bench, monkeypa
     def fail(*_: Any) -> Any:
         raise RuntimeError("no")
 
-    monkeypatch.setattr(cli, "collect", fail)
+    monkeypatch.setattr(cli, "gather", fail)
     code, _, err = bench("list", "good.py")
     assert code == 3
     assert "the traceback is in .crashtest/traceback.txt" in err
@@ -506,6 +506,10 @@ def test_the_options_reach_the_engine(bench: Bench) -> None:
         "--allow-partial",
         "--observation",
         "steps",
+        "--examples",
+        "20",
+        "--shrink",
+        "0",
         "--report-dir",
         "out",
     )
@@ -519,6 +523,9 @@ def test_the_options_reach_the_engine(bench: Bench) -> None:
         max_time=3723.0,
         allow_partial=True,
         observation="steps",
+        examples=20,
+        shrink=0.0,
+        remember=False,
         report_dir=Path("out"),
     )
     assert "seed 7" in out
@@ -544,9 +551,9 @@ def test_a_seed_that_is_not_given_is_random_and_printed(bench: Bench) -> None:
 
 def test_auto_jobs_are_the_usable_cores(bench: Bench) -> None:
     bench("run", "good.py", "-j", "auto")
-    assert bench.settings.jobs == cli.usable_cores()
+    assert bench.settings.jobs == options.usable_cores()
     bench("run", "good.py")
-    assert bench.settings.jobs == cli.usable_cores()
+    assert bench.settings.jobs == options.usable_cores()
 
 
 @pytest.mark.parametrize(
@@ -558,7 +565,7 @@ def test_usable_cores_heed_the_limit_of_the_control_group(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     (tmp_path / "cpu.max").write_text(quota)
-    assert cli.usable_cores(tmp_path / "cpu.max") == cores
+    assert options.usable_cores(tmp_path / "cpu.max") == cores
 
 
 def test_the_result_has_the_names_of_the_contract(bench: Bench) -> None:

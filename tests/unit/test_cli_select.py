@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crashtest import UsageError
-from crashtest.cli import Expression
+from crashtest.selection import Expression
 
 NAME = "scenarios/git/refs.py::update_three"
 

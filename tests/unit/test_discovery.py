@@ -11,6 +11,7 @@ from pyfakefs.fake_filesystem import FakeFilesystem
 
 from crashtest import UsageError, cli
 from crashtest.scenario import discover
+from crashtest.selection import collect
 
 FILE = """
 from crashtest import scenario
@@ -75,7 +76,7 @@ def test_a_path_that_does_not_exist_is_a_usage_error(project: FakeFilesystem) ->
 
 def test_an_empty_path_is_not_the_current_directory() -> None:
     with pytest.raises(UsageError, match="a path is empty"):
-        cli.collect([""])
+        collect([""])
 
 
 def test_a_directory_that_cannot_be_searched_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +85,7 @@ def test_a_directory_that_cannot_be_searched_is_a_usage_error(monkeypatch: pytes
 
     monkeypatch.setattr(Path, "is_dir", refuse)
     with pytest.raises(UsageError, match=r"secret\\x1b cannot be searched: Permission denied"):
-        cli.collect(["secret"])
+        collect(["secret"])
 
 
 @pytest.mark.parametrize("stem", [b"new\nline", b"esc\x1b[31m", b"[red]bold[@red]", b"byte\xff", b"sp ace"])
@@ -95,7 +96,7 @@ def test_a_strange_file_name_is_printable_everywhere_and_still_finds_its_file(
     monkeypatch.setattr(sys, "path", list(sys.path))
     path = tmp_path / os.fsdecode(stem + b".py")
     path.write_text(FILE)
-    scenarios, files = cli.collect([path.name])
+    scenarios, files = collect([path.name])
     assert [one.name.isprintable() for one in scenarios] == [True]
     assert files == {scenarios[0].file: path}
     assert cli.main(["list", path.name]) == 0
@@ -116,4 +117,4 @@ def test_two_files_that_would_be_shown_alike_are_a_usage_error(tmp_path: Path, m
     (tmp_path / "a\nb.py").write_text(FILE)
     (tmp_path / "a\\nb.py").write_text(FILE)
     with pytest.raises(UsageError, match="two files would both be called"):
-        cli.collect(["."])
+        collect(["."])

@@ -1,0 +1,673 @@
+"""The persistence models: what filesystems were seen to leave is allowed, what posix promises is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crashtest.persist.models import COVERS, KILL, MODELS, POSIX, Model, Unit, barrier, describe, posix_durable
+from crashtest.persist.states import window_at
+from crashtest.persist.tree import Tree
+from crashtest.trace import Op
+from tests.traces import Disk, shown
+
+OLD, NEW, LOG = b"old " * 300, b"new! " * 300, b"log entry\n"
+PAGE = 4096
+Content = dict[str, bytes | str]
+
+
+def left(disk: Disk, model: Model = POSIX) -> list[Content]:
+    """What a crash at the end may leave."""
+    return [shown(tree) for tree in disk.at_end(model)]
+
+
+def durable(**files: bytes) -> Disk:
+    disk = Disk()
+    for name, data in files.items():
+        disk.create(name, data)
+    return disk.start()
+
+
+# -- what was seen on ext4, ext4 with noauto_da_alloc, xfs and btrfs ---------------------------------------------------
+
+Row = tuple[Disk, list[Content]]
+
+
+def created() -> Row:
+    disk = durable()
+    disk.create("f", NEW)
+    return disk, [{}]
+
+
+def created_and_synced() -> Row:
+    disk = durable()
+    disk.create("f", NEW)
+    disk.fsync("f")
+    return disk, [{"f": NEW}]
+
+
+def replaced(*syncs: str, other: bool = False, target: str = "f") -> Disk:
+    disk = durable(f=OLD, other=b"") if target == "f" else durable(other=b"")
+    if other:
+        disk.write("other", 0, b"x")
+    disk.create("temp", NEW)
+    if "temp" in syncs:
+        disk.fsync("temp")
+    disk.rename("temp", target)
+    if "directory" in syncs:
+        disk.fsync("")
+    if "other" in syncs:
+        disk.fsync("other")
+    return disk
+
+
+def replaced_without_sync() -> Row:
+    return replaced(), [{"f": OLD, "other": b""}]
+
+
+def replaced_with_directory_sync() -> Row:
+    return replaced("directory"), [{"f": NEW, "other": b""}, {"f": b"", "other": b""}]
+
+
+def replaced_with_another_file_synced() -> Row:
+    rest: Content = {"other": b"x"}
+    return replaced("other", other=True), [{"f": NEW, **rest}, {"f": b"", **rest}, {"f": OLD, **rest}]
+
+
+def renamed_to_a_new_name_with_directory_sync() -> Row:
+    return replaced("directory", target="new"), [{"new": b"", "other": b""}]
+
+
+def synced_and_renamed() -> Row:
+    return replaced("temp"), [{"f": OLD, "temp": NEW, "other": b""}]
+
+
+def replaced_by_the_book() -> Row:
+    return replaced("temp", "directory"), [{"f": NEW, "other": b""}]
+
+
+def rewritten(disk: Disk) -> None:
+    disk.truncate("f", 0)
+    disk.write("f", 0, NEW)
+
+
+def truncated_and_rewritten() -> Row:
+    disk = durable(f=OLD, other=b"")
+    rewritten(disk)
+    disk.write("other", 0, b"x")
+    disk.fsync("other")
+    return disk, [{"f": NEW, "other": b"x"}, {"f": b"", "other": b"x"}, {"f": OLD, "other": b"x"}]
+
+
+def two_files_the_second_synced() -> Row:
+    disk = durable()
+    disk.create("a", NEW)
+    disk.create("b", NEW)
+    disk.fsync("b")
+    return disk, [{"a": b"", "b": NEW}, {"b": NEW}]
+
+
+def appended() -> Row:
+    disk = durable(f=OLD, other=b"")
+    disk.append("f", NEW)
+    disk.write("other", 0, b"x")
+    disk.fsync("other")
+    return disk, [{"f": OLD, "other": b"x"}]
+
+
+def overwritten_in_place() -> Row:
+    disk = durable(f=OLD, other=b"")
+    disk.write("f", 0, NEW[: len(OLD)])
+    disk.write("other", 0, b"x")
+    disk.fsync("other")
+    return disk, [{"f": OLD, "other": b"x"}]
+
+
+def unlinked_another_file_synced() -> Row:
+    disk = durable(f=OLD, other=b"")
+    disk.unlink("f")
+    disk.write("other", 0, b"x")
+    disk.fsync("other")
+    return disk, [{"other": b"x"}, {"f": OLD, "other": b"x"}]
+
+
+def renamed_another_file_synced() -> Row:
+    disk = durable(f=OLD, other=b"")
+    disk.rename("f", "g")
+    disk.write("other", 0, b"x")
+    disk.fsync("other")
+    return disk, [{"g": OLD, "other": b"x"}, {"f": OLD, "other": b"x"}]
+
+
+def unlinked() -> Row:
+    disk = durable(f=OLD)
+    disk.unlink("f")
+    return disk, [{"f": OLD}]
+
+
+def renamed() -> Row:
+    disk = durable(f=OLD)
+    disk.rename("f", "g")
+    return disk, [{"f": OLD}]
+
+
+def third_page_written_back() -> Row:
+    disk = durable(f=b"")
+    disk.append("f", b"1" * PAGE)
+    disk.append("f", b"2" * PAGE)
+    disk.append("f", b"3" * PAGE)
+    disk.sync("sync_file_range", "f", 2 * PAGE, PAGE)
+    return disk, [{"f": bytes(2 * PAGE) + b"3" * PAGE}]
+
+
+def full_length_of_zeros() -> Row:
+    disk = durable(f=OLD)
+    rewritten(disk)
+    return disk, [{"f": bytes(len(NEW))}]
+
+
+def new_file_after_a_while() -> Row:
+    disk = durable()
+    disk.create("f", NEW)
+    return disk, [{"f": b""}]
+
+
+def renamed_then_log_synced() -> Row:
+    disk = durable(a=OLD, log=bytes(PAGE))
+    disk.rename("a", "b")
+    disk.write("log", 0, LOG)
+    disk.fdatasync("log")
+    return disk, [{"a": OLD, "log": LOG.ljust(PAGE, b"\0")}]
+
+
+def renamed_then_clean_file_synced() -> Row:
+    disk = durable(a=OLD, clean=b"")
+    disk.rename("a", "b")
+    disk.fsync("clean")
+    return disk, [{"a": OLD, "clean": b""}]
+
+
+def renamed_then_clean_directory_synced() -> Row:
+    disk = Disk()
+    disk.create("a", OLD)
+    disk.mkdir("d")
+    disk.start()
+    disk.rename("a", "b")
+    disk.fsync("d")
+    return disk, [{"b": OLD, "d/": b""}, {"a": OLD, "d/": b""}]
+
+
+def replaced_then_done_logged() -> Row:
+    disk = durable(f=OLD, log=bytes(PAGE))
+    disk.create("temp", NEW)
+    disk.fsync("temp")
+    disk.rename("temp", "f")
+    disk.write("log", 0, b"DONE")
+    disk.fdatasync("log")
+    done = b"DONE".ljust(PAGE, b"\0")
+    return disk, [{"f": OLD, "log": done, "temp": NEW}, {"f": NEW, "log": done}]
+
+
+def renamed_across_then_new_directory_synced() -> Row:
+    disk = two_directories()
+    disk.rename("x/f", "y/f")
+    disk.fsync("y")
+    return disk, [{"x/": b"", "y/": b"", "y/f": OLD}, {"x/": b"", "x/f": OLD, "y/": b"", "y/f": OLD}]
+
+
+def rewritten_without_close() -> Row:
+    disk, _ = truncated_and_rewritten()
+    return disk, [{"f": b"", "other": b"x"}, {"f": OLD, "other": b"x"}]
+
+
+def two_directories() -> Disk:
+    disk = Disk()
+    disk.mkdir("x")
+    disk.mkdir("y")
+    disk.create("x/f", OLD)
+    return disk.start()
+
+
+ROWS: list[Callable[[], Row]] = [
+    created,
+    created_and_synced,
+    replaced_without_sync,
+    replaced_with_directory_sync,
+    replaced_with_another_file_synced,
+    renamed_to_a_new_name_with_directory_sync,
+    synced_and_renamed,
+    replaced_by_the_book,
+    truncated_and_rewritten,
+    two_files_the_second_synced,
+    appended,
+    overwritten_in_place,
+    unlinked_another_file_synced,
+    renamed_another_file_synced,
+    unlinked,
+    renamed,
+    third_page_written_back,
+    full_length_of_zeros,
+    new_file_after_a_while,
+    renamed_then_log_synced,
+    renamed_then_clean_file_synced,
+    renamed_then_clean_directory_synced,
+    replaced_then_done_logged,
+    renamed_across_then_new_directory_synced,
+    rewritten_without_close,
+]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.__name__)
+def test_posix_allows_what_filesystems_were_seen_to_leave(row: Callable[[], Row]) -> None:
+    disk, seen = row()
+    if row is third_page_written_back:  # 24 sectors: too many for all their subsets, so this one is asked for
+        units = window_at(disk.first, disk.events, len(disk.events))
+        lost = [unit.name for unit in units if unit.kind == "data" and unit.offset < 2 * PAGE]
+        assert [shown(disk.state(lost))] == seen
+        return
+    allowed = left(disk)
+    assert [outcome for outcome in seen if outcome not in allowed] == []
+
+
+# -- what posix promises -----------------------------------------------------------------------------------------------
+
+
+def synced_file(model: Model) -> bool:
+    disk = durable(f=OLD)
+    disk.write("f", 0, NEW)
+    disk.fsync("f")
+    return left(disk, model) == [{"f": NEW}]
+
+
+def data_synced_file(model: Model) -> bool:
+    disk = durable(f=OLD)
+    disk.append("f", NEW)
+    disk.fdatasync("f")
+    return left(disk, model) == [{"f": OLD + NEW}]
+
+
+def synced_range(model: Model) -> bool:
+    """As an O_DSYNC write is recorded: its own bytes and the size, not what was written before."""
+    disk = durable(f=bytes(1024))
+    disk.write("f", 0, b"1" * 512)
+    disk.write("f", 512, b"2" * 1024)
+    disk.sync("fdatasync", "f", 512, 1024)
+    first = {state["f"][:512] for state in left(disk, model)}
+    rest = {state["f"][512:] for state in left(disk, model)}
+    return first == {bytes(512), b"1" * 512} and rest == {b"2" * 1024}
+
+
+def synced_mapping(model: Model) -> bool:
+    """The data of the range, and not the size that shows them."""
+    disk = durable(f=b"")
+    disk.truncate("f", 1024)
+    disk.write("f", 0, b"1" * 1024)
+    disk.sync("msync", "f", 0, 512)
+    wanted = [b"", b"1" * 512 + bytes(512), b"1" * 1024]
+    return sorted(state["f"] for state in left(disk, model)) == wanted
+
+
+def synced_directory(model: Model) -> bool:
+    disk = durable(a=OLD)
+    disk.create("f")
+    disk.rename("a", "b")
+    disk.fsync("")
+    return left(disk, model) == [{"b": OLD, "f": b""}]
+
+
+def data_synced_directory(model: Model) -> bool:
+    disk = durable()
+    disk.create("f")
+    disk.fdatasync("")
+    return left(disk, model) == [{"f": b""}]
+
+
+def synced_attributes(model: Model) -> bool:
+    disk = durable(f=OLD)
+    disk.chmod("f", 0o600)
+    disk.setxattr("f", "user.a", b"1")
+    disk.fsync("f")
+    return modes(disk, model) == {(0o600, b"1")}
+
+
+def attributes_after_data_sync(model: Model) -> bool:
+    disk = durable(f=OLD)
+    disk.chmod("f", 0o600)
+    disk.fdatasync("f")
+    return modes(disk, model) == {(0o644, None), (0o600, None)}
+
+
+def modes(disk: Disk, model: Model) -> set[tuple[int, bytes | None]]:
+    found = [tree.nodes[disk.file("f")] for tree in disk.at_end(model)]
+    return {(node.mode, node.xattrs.get("user.a")) for node in found}
+
+
+def name_after_file_sync(model: Model) -> bool:
+    disk = durable()
+    disk.create("f", NEW)
+    disk.fsync("f")
+    return {} in left(disk, model) and {"f": NEW} in left(disk, model)
+
+
+def whole_sync(model: Model) -> bool:
+    disk = durable(f=OLD)
+    disk.create("g", NEW)
+    disk.write("f", 0, NEW)
+    disk.sync("syncfs")
+    return left(disk, model) == [{"f": NEW, "g": NEW}]
+
+
+def file_range(model: Model) -> bool:
+    disk = durable(f=OLD[:512])
+    disk.write("f", 0, NEW[:512])
+    disk.sync("sync_file_range", "f", 0, 512)
+    return {"f": OLD[:512]} in left(disk, model)
+
+
+def sync_under_way(model: Model) -> bool:
+    """What happens after a sync has begun is not covered by it."""
+    disk = durable(f=OLD[:512])
+    disk.write("f", 0, NEW[:512])
+    disk.sync("fsync", "f", began=0)
+    return {"f": OLD[:512]} in left(disk, model)
+
+
+def one_name_within(model: Model) -> bool:
+    disk = durable(a=OLD)
+    disk.rename("a", "b")
+    return sorted(map(list, left(disk, model))) == [["a"], ["b"]]
+
+
+def never_neither_across(model: Model) -> bool:
+    disk = two_directories()
+    disk.rename("x/f", "y/f")
+    names = sorted([name for name in state if name[-1] == "f"] for state in left(disk, model))
+    return names == [["x/f"], ["x/f", "y/f"], ["y/f"]]
+
+
+def never_neither_in_a_new_directory(model: Model) -> bool:
+    disk = two_directories()
+    disk.mkdir("z")
+    disk.rename("x/f", "z/f")
+    return all("x/f" in state or "z/f" in state for state in left(disk, model))
+
+
+def exchanged_with_a_new_directory(model: Model) -> bool:
+    disk = two_directories()
+    disk.mkdir("z")
+    disk.create("z/g")
+    disk.exchange("x/f", "z/g")
+    return all(OLD in state.values() for state in left(disk, model))
+
+
+def removal_synced(model: Model) -> bool:
+    """The old directory alone is synced: the new name comes along."""
+    disk = two_directories()
+    disk.mkdir("z")
+    disk.rename("x/f", "z/f")
+    disk.fsync("x")
+    return left(disk, model) == [{"x/": b"", "y/": b"", "z/": b"", "z/f": OLD}]
+
+
+def old_name_taken_again(model: Model) -> bool:
+    """A log that is rotated: the old one is there under one name or the other."""
+    disk = durable(log=OLD)
+    disk.rename("log", "log.1")
+    disk.create("log")
+    return all(OLD in state.values() for state in left(disk, model)) and len(left(disk, model)) == 3
+
+
+def temporary_name_taken_again(model: Model) -> bool:
+    """But a file that was never durable may be lost by it."""
+    disk = durable(f=OLD)
+    disk.create("temp")
+    disk.rename("temp", "f")
+    disk.create("temp")
+    return {"f": OLD, "temp": b""} in left(disk, model)
+
+
+def emptied_directory_removed(model: Model) -> bool:
+    disk = two_directories()
+    disk.rename("x/f", "y/f")
+    disk.rmdir("x")
+    return all(OLD in state.values() for state in left(disk, model))
+
+
+def directories_moved_into_each_other(model: Model) -> bool:
+    disk = two_directories()
+    disk.rename("x", "y/x")
+    disk.rename("y/x", "x")
+    disk.rename("y", "x/y")
+    return all(OLD in state.values() for state in left(disk, model))
+
+
+def directory_has_one_name(model: Model) -> bool:
+    disk = two_directories()
+    disk.rename("x", "z")
+    disk.rename("z", "w")
+    states = left(disk, model)
+    return sorted([name for name in state if name[-1] == "f"] for state in states) == [["w/f"], ["x/f"], ["z/f"]]
+
+
+def cut_off(model: Model) -> bool:
+    """What a truncation cut off does not come back when the file grows again."""
+    disk = durable(f=OLD[:1024])
+    disk.truncate("f", 100)
+    disk.truncate("f", 600)
+    contents = {state["f"] for state in left(disk, model)}
+    return contents == {OLD[:1024], OLD[:100], OLD[:100] + bytes(500)}
+
+
+PROMISES: list[Callable[[Model], bool]] = [
+    synced_file,
+    data_synced_file,
+    synced_range,
+    synced_mapping,
+    synced_directory,
+    data_synced_directory,
+    synced_attributes,
+    attributes_after_data_sync,
+    name_after_file_sync,
+    whole_sync,
+    file_range,
+    sync_under_way,
+    one_name_within,
+    never_neither_across,
+    never_neither_in_a_new_directory,
+    exchanged_with_a_new_directory,
+    removal_synced,
+    old_name_taken_again,
+    temporary_name_taken_again,
+    emptied_directory_removed,
+    directories_moved_into_each_other,
+    directory_has_one_name,
+    cut_off,
+]
+
+
+@pytest.mark.parametrize("promise", PROMISES, ids=lambda promise: promise.__name__)
+def test_posix_keeps_its_promises(promise: Callable[[Model], bool]) -> None:
+    assert promise(POSIX)
+
+
+def but(changed: Callable[[Op, Unit, bool], bool]) -> Model:
+    return POSIX._replace(durable=lambda sync, unit: changed(sync, unit, posix_durable(sync, unit)))
+
+
+def without(rule: str) -> Model:
+    return POSIX._replace(needs=tuple(one for one in POSIX.needs if one.__name__ != rule))
+
+
+def never(sync: str, kind: str) -> Model:
+    return but(lambda op, unit, was: was and (op.kind, unit.kind) != (sync, kind))
+
+
+def always(sync: str, kind: str) -> Model:
+    return but(lambda op, unit, was: was or (op.kind, unit.kind) == (sync, kind))
+
+
+MUTANTS: dict[str, Model] = {
+    "fsync without data": never("fsync", "data"),
+    "fsync without size": never("fsync", "size"),
+    "fsync without attributes": never("fsync", "attribute"),
+    "fsync without names": never("fsync", "name"),
+    "fsync with the file's name": but(lambda op, unit, was: was or op.file == unit.file),
+    "fdatasync without data": never("fdatasync", "data"),
+    "fdatasync without size": never("fdatasync", "size"),
+    "fdatasync without names": never("fdatasync", "name"),
+    "fdatasync with attributes": always("fdatasync", "attribute"),
+    "msync without data": never("msync", "data"),
+    "msync with the size": always("msync", "size"),
+    "ranges are not looked at": but(lambda op, unit, was: posix_durable(op._replace(size=0), unit)),
+    "sync_file_range is a sync": always("sync_file_range", "data"),
+    "syncfs without names": never("syncfs", "name"),
+    "syncfs without data": never("syncfs", "data"),
+    "sync of nothing": POSIX._replace(durable=lambda sync, unit: False),
+    "both names may go": without("never_neither"),
+    "directories out of order": without("directories_in_order"),
+    "cut off comes back": without("cut_off_stays_off"),
+    "moved files may go": POSIX._replace(keeps_moved=False),
+    "names are never lost": but(lambda op, unit, was: was or unit.kind == "name"),
+    "nothing is lost": KILL,
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_each_rule_of_posix_is_held_by_a_promise(name: str) -> None:
+    assert not all(promise(MUTANTS[name]) for promise in PROMISES)
+
+
+def test_kill_loses_nothing() -> None:
+    disk = two_directories()
+    disk.rename("x/f", "y/f")
+    disk.create("x/g", NEW)
+    disk.ack()
+    walk = disk.walk(KILL)
+    trees = [disk.tree_at(cut).digest() for cut in range(len(disk.events))]
+    assert [(state.digest, state.lost) for state in walk if state.acks == 0] == [(digest, []) for digest in trees]
+    assert walk.coverage.exhaustive
+
+
+def test_models_are_known_by_their_names() -> None:
+    assert list(MODELS) == ["kill", "posix"]
+    assert all(model.name == name and model.about for name, model in MODELS.items())
+
+
+# -- a model of one's own ----------------------------------------------------------------------------------------------
+
+
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "models.md"
+
+
+def documented() -> Model:
+    """The example of docs/models.md."""
+    source = DOCS.read_text(encoding="utf-8").partition("```python\n")[2].partition("```")[0]
+    made: dict[str, Any] = {}
+    exec(source, made)
+    assert isinstance(made["journal"], Model)
+    return made["journal"]
+
+
+def test_the_page_names_every_model_sync_and_rule() -> None:
+    page = DOCS.read_text(encoding="utf-8")
+    rules = [rule.__name__ for rule in POSIX.needs]
+    for word in [*MODELS, *COVERS, *rules, "keeps_moved"]:
+        assert word in page, word
+
+
+def test_a_journal_is_two_rules() -> None:
+    """Metadata as a prefix of its history, and a kept page means a size that reaches its end."""
+    journal = documented()
+    disk = durable(a=OLD[:512], b=b"")
+    disk.append("b", b"1" * 512)
+    disk.rename("a", "c")
+    disk.append("b", b"2" * 512)
+    found = left(disk, journal)
+    sizes = sorted({(len(state["b"]), "c" in state) for state in found})
+    assert sizes == [(0, False), (512, False), (512, True), (1024, True)]
+    assert len(found) == 1 + 2 + 2 + 4
+    disk.fsync("c")
+    assert left(disk, journal) == found  # nothing of c itself is there to commit
+    disk.fsync("")
+    assert {len(state["b"]) for state in left(disk, journal)} == {512, 1024}
+
+
+def test_a_later_durable_value_stands_over_an_earlier_one_that_is_not() -> None:
+    """A model may pin the second write to a sector and leave the first in the window."""
+    second = POSIX._replace(durable=lambda sync, unit: unit.event == 1, needs=(), local=False)
+    disk = durable(f=b"0" * 512)
+    disk.write("f", 0, b"1" * 512)
+    disk.write("f", 0, b"2" * 512)
+    disk.sync("sync")
+    assert left(disk, second) == [{"f": b"2" * 512}]
+
+
+# -- in words ----------------------------------------------------------------------------------------------------------
+
+
+def test_units_and_their_barriers_in_words() -> None:
+    disk = Disk()
+    disk.mkdir("x")
+    disk.mkdir("y")
+    for path in ("log", "a.tmp", "x/f", "gone"):
+        disk.create(path)
+    disk.start()
+    disk.append("log", b"1" * 700)
+    disk.rename("a.tmp", "a")
+    disk.rename("x/f", "y/f")
+    disk.chmod("log", 0o600)
+    disk.chown("log", 5, 0o600)
+    disk.setxattr("log", "user.a", b"1")
+    disk.unlink("gone")
+    disk.link("log", "x/other")
+    disk.truncate("log", 0)
+    told = []
+    for unit in window_at(disk.first, disk.events, len(disk.events)):
+        needed = barrier(unit, POSIX)
+        assert needed is not None
+        told.append((describe(unit), needed.call, needed.path))
+    assert told == [
+        ("the size of log (0 -> 700)", "fsync", "log"),
+        ("the data of log (512 bytes at 0)", "fsync", "log"),
+        ("the data of log (188 bytes at 512)", "fsync", "log"),
+        ("the name a.tmp -> a (rename)", "fsync of the directory", "."),
+        ("the new name y/f", "fsync of the directory", "y"),
+        ("the removal of the old name x/f", "fsync of the directory", "x"),
+        ("the mode of log", "fsync", "log"),
+        ("the owner of log", "fsync", "log"),
+        ("the attribute user.a of log", "fsync", "log"),
+        ("the removal of the name gone", "fsync of the directory", "."),
+        ("the name x/other", "fsync of the directory", "x"),
+        ("the size of log (700 -> 0)", "fsync", "log"),
+    ]
+
+
+def test_a_barrier_is_what_the_model_itself_says() -> None:
+    disk = durable()
+    disk.create("f", NEW)
+    (name, *_) = window_at(disk.first, disk.events, 1)
+    own = POSIX._replace(durable=lambda sync, unit: posix_durable(sync, unit) or sync.file == unit.file)
+    found = [barrier(name, model) for model in (POSIX, own, POSIX._replace(durable=lambda sync, unit: False))]
+    assert [made and (made.call, made.path) for made in found] == [
+        ("fsync of the directory", "."),
+        ("fsync of the directory", "."),
+        None,
+    ]
+    only_file = POSIX._replace(durable=lambda sync, unit: sync.file == unit.file)
+    made = barrier(name, only_file)
+    assert made is not None
+    assert (made.call, made.path) == ("fsync", "f")
+
+
+def test_a_tree_is_shared_and_not_changed(tmp_path: Any) -> None:
+    """States share nodes with the walk, which goes on; their trees stay what they were."""
+    disk = durable(f=OLD)
+    disk.write("f", 0, b"1" * 512)
+    disk.append("f", b"2" * 512)
+    disk.create("g", NEW)
+    disk.unlink("f")
+    states = list(disk.walk(POSIX))
+    assert all(Tree.from_plain(state.tree.to_plain()).digest() == state.digest for state in states)
