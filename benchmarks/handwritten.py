@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import subjects
+from crashtest.cells.forker import Forker
 from crashtest.cells.zygote import Zygote
 from crashtest.observe import bpf
 from crashtest.observe.listener import Listener
@@ -29,6 +30,30 @@ STATES: list[Content] = [
     {name: b"%s %s\n" % (b"new" if at < done else b"old", name.encode()) for at, name in enumerate(subjects.FILES)}
     for done in range(len(subjects.FILES) + 1)
 ]
+
+
+_forks = 0
+
+
+def forks(zygote: Zygote) -> int:
+    """How often this process, or a forker of it, has forked since this was first asked."""
+    global _forks
+    if not _forks:
+        os.register_at_fork(after_in_parent=_one_more)
+        fork = Forker.fork
+
+        def counted(self: Forker, *request: Any) -> int:
+            _one_more()
+            return fork(self, *request)
+
+        Forker.fork = counted  # type: ignore[assignment,method-assign]
+        _forks = 1
+    return _forks
+
+
+def _one_more() -> None:
+    global _forks
+    _forks += 1
 
 
 def restore(directory: str, content: Content) -> None:

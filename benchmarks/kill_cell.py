@@ -18,13 +18,18 @@ from crashtest.cells.supervise import Crash
 from crashtest.cells.zygote import Zygote
 from crashtest.scale.local import CHUNK
 
-_forks = 0
-
 
 def run(lean: Lean, quick: bool) -> Result:
     request = {"scenario": THREE_FILES.function, "ops": None, "timeout": 60.0, "seccomp": True}
     prepared = lean.ask({"do": "prepare", **request})
-    expect = {"do": "expect", **request, "first": prepared["first"], "states": prepared["states"], "depth": 1}
+    expect = {
+        "do": "expect",
+        **request,
+        "first": prepared["first"],
+        "states": prepared["states"],
+        "depth": 1,
+        "batches": True,
+    }
     cells = Example(THREE_FILES, None, prepared, True).plan.cells
     cuts, stops = [cell.cut for cell in cells], len(prepared["events"])
 
@@ -68,26 +73,12 @@ def run(lean: Lean, quick: bool) -> Result:
 
 
 def _counted(lean: Lean, contender: Callable[[], float]) -> int:
-    before = lean.call("benchmarks.kill_cell:forks")
+    before = lean.call("benchmarks.handwritten:forks")
     contender()
-    return int(lean.call("benchmarks.kill_cell:forks") - before)
+    return int(lean.call("benchmarks.handwritten:forks") - before)
 
 
 # -- in the lean process ------------------------------------------------------------------------------------------
-
-
-def forks(zygote: Zygote) -> int:
-    """How often the lean process has forked since this was first asked."""
-    global _forks
-    if not _forks:
-        os.register_at_fork(after_in_parent=_one_more)
-        _forks = 1
-    return _forks
-
-
-def _one_more() -> None:
-    global _forks
-    _forks += 1
 
 
 def profile(lean: Lean, repeat: int) -> str:
@@ -95,7 +86,16 @@ def profile(lean: Lean, repeat: int) -> str:
     request = {"scenario": THREE_FILES.function, "ops": None, "timeout": 60.0, "seccomp": True}
     prepared = lean.ask({"do": "prepare", **request})
     cells = [list(cell) for cell in Example(THREE_FILES, None, prepared, True).plan.cells]
-    lean.ask({"do": "expect", **request, "first": prepared["first"], "states": prepared["states"], "depth": 1})
+    lean.ask(
+        {
+            "do": "expect",
+            **request,
+            "first": prepared["first"],
+            "states": prepared["states"],
+            "depth": 1,
+            "batches": True,
+        }
+    )
     return str(lean.call("benchmarks.kill_cell:profiled", cells=cells, repeat=repeat))
 
 

@@ -1,7 +1,7 @@
 """The lean process in which everything is measured: crashtest's zygote, which can also call functions of this package.
 
-Guarantees: hand-written loops fork from the same process as crashtest does, on the same core, so that they differ in
-what they do and in nothing else. Ends, with all it started, when its `Lean` is closed.
+Guarantees: hand-written loops fork from the process that crashtest's forkers were forked from, on the same core, so
+that they differ in what they do and in nothing else. Ends, with all it started, when its `Lean` is closed.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from crashtest import wire
-from crashtest.cells import worker
+from crashtest.cells.forker import BecomeForker, become
 from crashtest.cells.supervise import Abandoned
-from crashtest.cells.worker import BecomeChild
 from crashtest.cells.zygote import Zygote
 from crashtest.observe import bpf
 
@@ -44,13 +43,13 @@ def main(fd: int, root: str) -> None:
     server = Server(socket.socket(fileno=fd), root)
     try:
         server.serve()
-    except BecomeChild as child:
-        entry = child.entry
+    except BecomeForker as child:
+        serve = child.serve
     except (wire.Closed, Abandoned):
         server.end()
         return
-    server.sock.close()  # before the child opens files under the same number; freeing the rest would copy its pages
-    worker.become(entry)
+    server.sock.close()  # before a worker has files under the same number
+    become(serve)
 
 
 class Lean:

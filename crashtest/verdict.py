@@ -59,6 +59,8 @@ class Nested(msgspec.Struct, kw_only=True):
 
     depth: int = 1
     cells: int = 0
+    #: distinct (tree, acks) judged that no crash of the workload alone led to
+    unique_states: int = 0
     #: the depth at which nothing new appeared, so that deeper crashes lead to nothing else; None: not seen
     closed: int | None = None
 
@@ -71,6 +73,8 @@ class ScenarioResult(msgspec.Struct, kw_only=True):
     as_expected: bool
     reason: str = ""
     operations: int = 0
+    #: how many different operation sequences were tried; 1 where none are drawn
+    sequences: int = 0
     seconds: float = 0.0
     models: dict[str, ModelResult] = {}
     nested: Nested = msgspec.field(default_factory=Nested)

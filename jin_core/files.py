@@ -259,17 +259,21 @@ class FilesParticipant:
         """Nothing is held outside the disk."""
 
     def check(self) -> None:
-        """Find out what redo has to do, and change nothing. Raises `RecoveryConflict`."""
+        """Find out what redo has to do, and change nothing. Raises `RecoveryConflict`.
+
+        A staged content that is still there takes its place even where the target looks like it already: the target
+        may be a file that nobody has synced.
+        """
         self._todo = []
         for change in self._plan.changes:
             try:
                 now, _ = self._tree.state(change.path)
-                if now == change.new:
-                    continue
                 staged = self._tree.state(change.temp)[0] if change.temp else change.new
+                if now == change.new and (staged != change.new or not change.temp):
+                    continue
             except PathRefused as error:
                 raise RecoveryConflict("files", str(error.args[0]), "put the directory back, recover again") from error
-            if now != change.old:
+            if now not in (change.old, change.new):
                 raise RecoveryConflict(
                     "files",
                     f"{escape(change.path)} is {now}, and neither {change.old} nor {change.new}",

@@ -2,9 +2,9 @@
 
 Guarantees: after `prepare`, git holds the locks of all refs with the old values verified under them, and
 the new values are on the disk in the lock files; `apply` and `redo` return only when the directories in
-which names came and went are synced; `undo` leaves no lock and no empty directory of ours; `redo` changes a
-ref only from the old value to the new one. Reflogs follow the configuration of the repository, as with any
-git command.
+which names came and went are synced, and so are refs that had their new value already; `undo` leaves no
+lock and no empty directory of ours; `redo` changes a ref only from the old value to the new one. Reflogs
+follow the configuration of the repository, as with any git command.
 Does not guarantee: that a reader sees all refs change at once (git renames them one by one); that a reflog
 entry survives a power cut, or stands there only once after recovery; that objects reachable from the named
 ones are durable (only the named ones are synced); that the reflog of another linked work tree's HEAD is
@@ -116,6 +116,7 @@ class RefsParticipant:
         step("jin_core.refs.commit")
         self._git.commit()
         self._git = None
+        self._sync_values(c.name for c in self._plan.changes if c.new is not None and c.new == c.old)
         self._sync_names()
 
     def undo(self) -> None:
@@ -161,6 +162,8 @@ class RefsParticipant:
         for change in self._plan.changes:
             if change.new is None:
                 self._prune(change.name)
+        todo = {change.name for change, _ in self._todo}
+        self._sync_values(c.name for c in self._plan.changes if c.new is not None and c.name not in todo)
         self._sync_names()
 
     def _redo_with_git(self, announce: Callable[[Sequence[Lock]], None]) -> None:
@@ -202,6 +205,12 @@ class RefsParticipant:
         if disk.is_dir(self._repository.path(directory)):
             step("jin_core.refs.rmdir", directory)
             disk.remove_dir(self._repository.path(directory))
+
+    def _sync_values(self, names: Iterable[str]) -> None:
+        """Refs that git found to have the new value: it wrote nothing, and who did may not have synced it."""
+        reader = Reader(self._repository)
+        for file in sorted({name if reader.read(name).loose else "packed-refs" for name in names}):
+            disk.sync_file(self._repository.path(file))
 
     def _sync_names(self) -> None:
         step("jin_core.refs.sync")

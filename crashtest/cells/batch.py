@@ -13,8 +13,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from crashtest.cells import worker
-from crashtest.cells.supervise import Supervision, parsed
+from crashtest.cells.supervise import Supervision, others, parsed
 from crashtest.observe.process import children
 from crashtest.observe.syscalls import Recorder
 from crashtest.persist.tree import Tree
@@ -36,35 +35,24 @@ class Batch(Supervision):
     def __init__(self, bench: Bench, record: bool) -> None:
         self.bench = bench
         self.served = 0
-        scenario, state = bench.scenario, bench.state
-        functions = (("recover", scenario.do_recover), ("observe", scenario.do_observe), ("glance", scenario.do_glance))
-        parts = {name[0].encode(): worker.part(function, state, name) for name, function in functions if function}
-        reading, self._asking = os.pipe()
+        forker = bench.forker(observed=record, steps=record)
         super().__init__(
-            worker.serving(parts, f"{bench.root}/home"),
-            cwd=f"{bench.root}/home",
-            environment=bench.environment,
-            output=f"{bench.root}/output",
+            forker,
+            "serve",
+            [],
+            end="at once",
             deadline=bench.timeout,
             control=bench.control,
-            state=state,
-            filter_program=bench.program if record else None,
-            steps=record,
-            end="at once",
-            but=frozenset(bench.serving),
-            ask=reading,
+            state=bench.state,
+            in_turns=True,
         )
-        os.close(reading)
-        bench.serving.add(self.worker)
 
     def close(self) -> None:
         """End the process."""
-        self.bench.serving.discard(self.worker)
-        os.close(self._asking)
-        self._but = frozenset(self.bench.serving)
-        if not self._killed and not self._worker_gone:
+        if not self._over():
             self._kill_group()
         self._finish()
+        self._forker.close()
 
     def part(self, name: str) -> Restarted:
         """Run a part on what is on disk. Raises `Unfit`."""
@@ -76,7 +64,7 @@ class Batch(Supervision):
         self.recorder = Recorder(self.bench.state, shadow, dict(tree.inodes), self._channels)
         self._processes = self.recorder.processes
         try:
-            made = self._turn(self.bench.recovery()[0])
+            made = self._turn(self.bench.recovery())
             made.trace = self.recorder.finish(killed=False)
         finally:
             self.recorder.close()
@@ -89,10 +77,9 @@ class Batch(Supervision):
         self.served += 1
         self._answer = b""
         self._deadline = time.monotonic() + self.bench.timeout
-        self._but = frozenset(self.bench.serving - {self.worker})
-        if self.out.end == "refused" or self._over():
-            raise Unfit("its process could not be observed, or is gone")
-        os.write(self._asking, name[0].encode())
+        if self._over():
+            raise Unfit("its process is gone")
+        os.write(self._go, name[0].encode())
         self._loop()
         if self._over() or not self._answer.endswith(b"\n"):
             raise Unfit("its process died, or took too long")
@@ -106,5 +93,4 @@ class Batch(Supervision):
 
     def _company(self) -> bool:
         """Whether the part left a process behind."""
-        here = self.bench.serving
-        return bool(children(self.worker)) or any(pid not in here for pid in children(os.getpid()))
+        return bool(children(self.worker)) or bool(others(self._but))

@@ -27,13 +27,21 @@ _HEAP = 1 << 9  # Py_TPFLAGS_HEAPTYPE: the class was made at run time, by Python
 _DECLARED = frozenset({"__dict__", "__slots__", "__weakref__"})
 
 
+#: types whose answer is known before the fork, because asking touches many pages
+_known: dict[type, bool] = {}
+_exit_c = ctypes.CDLL(None).exit  # looked up here, because a forked child pays for every page it touches
+
+
 def exit_c(status: int) -> None:
     """End as a C program does: its exit handlers run and its stdio buffers are flushed, Python's objects stay."""
-    ctypes.CDLL(None).exit(status)
+    _exit_c(status)
 
 
 def mark() -> int:
     """Called before the fork: from here on objects count as new. How many exit handlers there are."""
+    for kind in {type(thing) for thing in gc.get_objects()}:
+        if not kind.__flags__ & _HEAP:  # made by the interpreter: it stays as it is
+            _known[kind] = _inert(kind)
     gc.freeze()
     return atexit._ncallbacks()
 
@@ -52,7 +60,7 @@ def nothing_left(handlers: int) -> bool:
     """Whether ending now leaves every file as an orderly end would. handlers: what `mark` returned."""
     if threading.active_count() > 1 or atexit._ncallbacks() != handlers:
         return False
-    inert: dict[type, bool] = {}
+    inert = _known
     for thing in gc.get_objects():
         kind = type(thing)
         if kind not in inert:

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crashtest.cells import worker
+from crashtest.cells.forker import Forker
 from crashtest.cells.supervise import Crash, Outcome, Supervision
-from crashtest.errors import HarnessError, UsageError, quoted
+from crashtest.errors import UsageError, quoted
 from crashtest.observe import bpf
+from crashtest.observe.stacks import DESCRIPTOR
 from crashtest.observe.syscalls import Recorder
 from crashtest.persist.tree import Tree, remove
-from crashtest.scenario import Run, Scenario
+from crashtest.scenario import Scenario
 from crashtest.trace import Event, Trace
 from crashtest.values import parse
 
@@ -83,19 +85,27 @@ class Bench:
         self.control = control
         self.timeout = scenario.timeout or timeout
         self.program = bpf.program() if seccomp else None
-        #: how parts that may change files end (`worker.child`)
+        #: how parts that may change files end (`worker.live`)
         self.end = "orderly"
-        #: the processes that serve batches and wait for their next state
-        self.serving: set[int] = set()
         #: whether any run took too long since this was last set to False
         self.timed_out = False
         os.makedirs(root, mode=0o700, exist_ok=True)
-        self.environment = {**ENVIRONMENT, "HOME": f"{root}/home", "TMPDIR": f"{root}/tmp"}
-        os.environ.update(self.environment)  # once here, not in every child: there it would copy the pages
+        # once here, not in every child: there it would copy the pages
+        os.environ.update({**ENVIRONMENT, "HOME": f"{root}/home", "TMPDIR": f"{root}/tmp"})
+        self._output = os.open(f"{root}/output", os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        self._path = Path(self.state)
+        self._forkers: dict[tuple[bool, bool, bool], Forker] = {}
+
+    def close(self) -> None:
+        """End the processes that fork; the bench cannot be used any more."""
+        for forker in self._forkers.values():
+            forker.close()
+        self._forkers.clear()
+        os.close(self._output)
 
     def clear(self) -> None:
         """Nothing is left of earlier runs, wherever below the bench it lay; the directories are new."""
-        remove(self.root)
+        remove(self.root, but=os.fstat(self._output).st_ino)
         for name in ("state", "home", "tmp"):
             os.mkdir(f"{self.root}/{name}", 0o700)
 
@@ -117,13 +127,69 @@ class Bench:
     def capture(self) -> Tree:
         return Tree.capture(self.state)
 
-    def _supervise(self, body: Callable[[worker.Pipes], Any], **more: Any) -> Supervision:
-        more["but"] = more.get("but", frozenset()) | self.serving
-        return Supervision(
-            body,
+    def forker(self, observed: bool = False, steps: bool = False, stacks: bool = False) -> Forker:
+        """A new process that forks workers for the parts of this scenario (`_body`)."""
+        program = self.program if observed else None
+        if stacks and program is not None:
+            program = bpf.program(passing=DESCRIPTOR)
+        return Forker(
+            self._body,
             cwd=f"{self.root}/home",
-            environment=self.environment,
-            output=f"{self.root}/output",
+            output=self._output,
+            program=program,
+            steps=steps,
+            builtin=steps and self.program is None,
+            stacks=stacks and program is not None,
+        )
+
+    def _forker(self, observed: bool, steps: bool, stacks: bool) -> Forker:
+        """The one that is kept for such runs."""
+        kept = self._forkers.get((observed, steps, stacks))
+        if kept is not None and kept.in_use:  # by a run that an error ended
+            kept.close()
+            kept = None
+        if kept is None:
+            kept = self._forkers[observed, steps, stacks] = self.forker(observed, steps, stacks)
+        return kept
+
+    def _end_stacks(self) -> None:
+        """Runs with stacks are few: what forks their workers is not kept."""
+        forker = self._forkers.pop((True, True, True), None)
+        if forker is not None:
+            forker.close()
+
+    def _body(self, part: str, texts: list[str]) -> worker.Body:
+        """In a worker: what it does. part, texts: as `_supervise` was given them."""
+        if part == "workload":
+            return worker.workload(self.scenario.workload, self._path, texts)
+        if part == "serve":
+            scenario = self.scenario
+            functions = {"recover": scenario.do_recover, "observe": scenario.do_observe, "glance": scenario.do_glance}
+            parts = {name[0].encode(): worker.part(f, self._path, name) for name, f in functions.items() if f}
+            return worker.serving(parts, f"{self.root}/home")
+        function = self.scenario.setup if part == "setup" else getattr(self.scenario, f"do_{part}")
+        assert callable(function)
+        more = [[parse(text) for text in texts]] if part == "check" else []
+        return worker.part(function, self._path, part, *more)
+
+    def _supervise(
+        self,
+        part: str,
+        texts: list[str] | None = None,
+        *,
+        end: str = "",
+        observed: bool = False,
+        steps: bool = False,
+        stacks: bool = False,
+        forker: Forker | None = None,
+        **more: Any,
+    ) -> Supervision:
+        """Start a part of the scenario ("workload" for the workload). texts: operations, or acked values."""
+        return Supervision(
+            forker or self._forker(observed, steps, stacks),
+            part,
+            texts or [],
+            end=end or self.end,
             deadline=self.timeout,
             control=self.control,
             state=self.state,
@@ -138,7 +204,7 @@ class Bench:
         os.chmod(self.state, 0o755)
         setup = self.scenario.setup
         if callable(setup):
-            done = self._part("setup", setup)
+            done = self._part("setup")
             if done.failure:
                 raise UsageError(f"{self.scenario.name}: setup {done.failure}")
         else:
@@ -150,10 +216,9 @@ class Bench:
                 path.write_bytes(content.encode() if isinstance(content, str) else content)
         return self.capture()
 
-    def _part(self, name: str, function: Callable[..., Any], *more: Any, **options: Any) -> Restarted:
+    def _part(self, name: str, texts: list[str] | None = None, **options: Any) -> Restarted:
         looks = name in ("glance", "check") or (name == "observe" and self.scenario.do_recover is not None)
-        end = "at once" if looks else self.end
-        out = self._supervise(worker.part(function, self.state, name, *more), end=end, **options).run()
+        out = self._supervise(name, texts, end="at once" if looks else "", **options).run()
         return self.part_result(name, out)
 
     def recover_on(self, tree: Tree, crash: Crash | None = None, stacks: bool = False) -> tuple[Restarted, Outcome]:
@@ -161,28 +226,26 @@ class Bench:
 
         crash: kill it there. The tree must have been captured from the disk, or restored to it (`Tree.inodes`).
         """
-        name, function = self.recovery()
+        name = self.recovery()
         shadow = tree.copy()
         out = self._supervise(
-            worker.part(function, self.state, name),
-            end=self.end,
-            filter_program=self.program,
-            make_recorder=lambda channels: Recorder(self.state, shadow, dict(tree.inodes), channels),
+            name,
+            observed=True,
             steps=True,
+            make_recorder=lambda channels: Recorder(self.state, shadow, dict(tree.inodes), channels),
             stacks=stacks,
             crash=crash,
             who="recovery",
         ).run()
+        self._end_stacks()
         made = self.part_result(name, out)
         made.tree, made.trace = self.capture(), out.trace
         made.proof = shadow.differences(made.tree)
         return made, out
 
-    def recovery(self) -> tuple[str, Callable[[Path], object]]:
-        scenario = self.scenario
-        name, function = ("recover", scenario.do_recover) if scenario.do_recover else ("observe", scenario.do_observe)
-        assert function is not None
-        return name, function
+    def recovery(self) -> str:
+        """The part that recovery is."""
+        return "recover" if self.scenario.do_recover else "observe"
 
     def part_result(self, name: str, out: Outcome) -> Restarted:
         if "usage" in out.answer:
@@ -198,10 +261,7 @@ class Bench:
 
     def part(self, name: str) -> Restarted:
         """Run recover, observe or glance on what is on disk, in a process of its own."""
-        scenario = self.scenario
-        function = {"recover": scenario.do_recover, "observe": scenario.do_observe, "glance": scenario.do_glance}[name]
-        assert function is not None
-        return self._part(name, function)
+        return self._part(name)
 
     def _recovered(self, tree: Tree) -> Restarted:
         return self.recover_on(tree)[0]
@@ -259,8 +319,11 @@ class Bench:
 
     def restart_beside(self, held: frozenset[int], on_lock: Callable[[int], None]) -> Restarted:
         """Recover what is on disk while the processes `held` are stopped; on_lock lets them go."""
-        name, function = self.recovery()
-        done = self._part(name, function, but=held, on_lock=on_lock, filter_program=self.program)
+        forker = self.forker(observed=self.program is not None)  # that of the killed run is still in use
+        try:
+            done = self._part(self.recovery(), but=held, on_lock=on_lock, forker=forker)
+        finally:
+            forker.close()
         done.failure = done.failure and f"recovery {done.failure}"
         return done
 
@@ -275,7 +338,7 @@ class Bench:
         """The user's own assertions on what is on disk; "" or what failed."""
         if self.scenario.do_check is None:
             return ""
-        return self._part("check", self.scenario.do_check, [parse(text) for text in acked]).failure
+        return self._part("check", acked).failure
 
     # -- the workload ------------------------------------------------------------------------------------------
 
@@ -291,24 +354,19 @@ class Bench:
     ) -> tuple[Ran, Supervision]:
         """Run the workload on a fresh copy of `first`. With a "late" crash its children are still held."""
         inodes = self.restore(first)
-        values = [parse(text) for text in ops]
-        scenario, state = self.scenario, self.state
-        body = worker.workload(scenario.workload, lambda tell: Run(Path(state), values, tell))
         kept: list[Tree] = []
         shadow = first.copy() if record and self.program else None
         options: dict[str, Any] = {}
-        if record and shadow is not None:
-            options = {
-                "filter_program": self.program,
-                "make_recorder": lambda channels: Recorder(state, shadow, dict(inodes), channels),
-                "stacks": stacks,
-            }
+        if shadow is not None:
+            options["make_recorder"] = lambda channels: Recorder(self.state, shadow, dict(inodes), channels)
+            options["stacks"] = stacks
         if record:
-            options.update(steps=True, builtin_steps=self.program is None, crash=crash)
+            options.update(observed=shadow is not None, steps=True, crash=crash)
         if keep_acked:
             options["on_ack"] = lambda: kept.append(self.capture())
-        supervision = self._supervise(body, end=self.end, **options)
+        supervision = self._supervise("workload", ops, **options)
         outcome = supervision.run()
+        self._end_stacks()
         self.timed_out = self.timed_out or outcome.end == "timeout"
         disk = self.capture()
         proof = shadow.differences(disk) if shadow is not None and not supervision.held() else []
@@ -319,8 +377,6 @@ def failure(out: Outcome, timeout: float) -> str:
     """Why a part did not end normally, in words that follow its name; "" when it did."""
     if out.end == "timeout":
         return f"did not end within {timeout:g} seconds"
-    if out.end == "refused":
-        raise HarnessError(f"the run could not be observed: {quoted(out.answer.get('error', ''), 500)}{_said(out)}")
     if "error" in out.answer:
         return f"raised {quoted(out.answer['error'], 500)}"
     if "exit" in out.answer:

@@ -13,20 +13,18 @@ import json
 import os
 import select
 import signal
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from crashtest.cells import worker
-from crashtest.cells.worker import BecomeChild, Pipes
+from crashtest.cells.forker import Forker, forkers
 from crashtest.errors import HarnessError
 from crashtest.observe import bpf
 from crashtest.observe.finding import Message, Pending
-from crashtest.observe.listener import Listener, Stop
+from crashtest.observe.listener import Stop
 from crashtest.observe.process import Processes, alive, children
-from crashtest.observe.stacks import DESCRIPTOR, RESTART, Stacks
+from crashtest.observe.stacks import RESTART, Stacks
 from crashtest.observe.syscalls import Recorder
 from crashtest.trace import Ack, Event, Step, Trace
 
@@ -59,7 +57,7 @@ class Crash:
 class Outcome:
     """How one run ended.
 
-    end: "normal", "killed" (as asked), "died" (exit status or signal in `status`), "timeout", "refused" (the filter).
+    end: "normal", "killed" (as asked), "died" (exit status or signal in `status`), "timeout".
     """
 
     end: str = "normal"
@@ -76,13 +74,14 @@ class Outcome:
     uncertain: int = 0
 
 
+def others(but: frozenset[int]) -> list[int]:
+    """The children of this process, less those of `but` and the forkers: what runs have left behind."""
+    return [pid for pid in children(os.getpid()) if pid not in but and pid not in forkers]
+
+
 def reap_all(but: frozenset[int] = frozenset()) -> None:
-    """SIGKILL and reap every descendant of this process, except the trees of `but`."""
-    me = os.getpid()
-    while True:
-        mine = [pid for pid in children(me) if pid not in but]
-        if not mine:
-            return
+    """SIGKILL and reap every descendant of this process, except the trees of `but` and of the forkers."""
+    while mine := others(but):
         for pid in mine:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -92,8 +91,8 @@ def reap_all(but: frozenset[int] = frozenset()) -> None:
 
 
 def _reap_dead(but: frozenset[int]) -> None:
-    for pid in children(os.getpid()):
-        if pid not in but and not alive(pid):
+    for pid in others(but):
+        if not alive(pid):
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)
 
@@ -106,26 +105,21 @@ class Supervision:
 
     def __init__(
         self,
-        body: Callable[[Pipes], Any],
+        forker: Forker,
+        part: str,
+        texts: list[str],
         *,
-        cwd: str,
-        environment: dict[str, str],
-        output: str,
+        end: str,
         deadline: float,
         control: int,
-        filter_program: bytes | None = None,
         make_recorder: Callable[[dict[int, str]], Recorder] | None = None,
-        steps: bool = False,
-        builtin_steps: bool = False,
-        end: str = "orderly",
         state: str = "",
         who: str = "the workload",
-        stacks: bool = False,
         crash: Crash | None = None,
         on_ack: Callable[[], None] | None = None,
         on_lock: Callable[[int], None] | None = None,
         but: frozenset[int] = frozenset(),
-        ask: int = -1,
+        in_turns: bool = False,
     ) -> None:
         self.out = Outcome()
         self.crash = crash
@@ -134,8 +128,6 @@ class Supervision:
         self._on_ack = on_ack
         self._on_lock = on_lock
         self._but = but
-        self._wants_stacks = stacks
-        self._stacks: Stacks | None = None
         self._state = state or os.devnull
         self._who = who
         self._held: list[Stop] = []
@@ -150,98 +142,44 @@ class Supervision:
         self._killed = False
         self._worker_gone = False
         self._events: list[Event] = []  # steps and acks, when nothing else is observed
-        self._listener: Listener | None = None
-        self.recorder: Recorder | None = None
-        #: whether each answer ends a turn of the loop (`batch.py`), and not only the end of the child
-        self._in_turns = ask >= 0
-        if stacks and filter_program is not None:
-            filter_program = bpf.program(passing=DESCRIPTOR)
-        self._fork(body, cwd, environment, output, filter_program, make_recorder, steps, builtin_steps, end, ask)
-
-    # -- the fork ----------------------------------------------------------------------------------------------
-
-    def _fork(
-        self,
-        body: Callable[[Pipes], Any],
-        cwd: str,
-        environment: dict[str, str],
-        output: str,
-        filter_program: bytes | None,
-        make_recorder: Callable[[dict[int, str]], Recorder] | None,
-        steps: bool,
-        builtin_steps: bool,
-        end: str,
-        ask: int,
-    ) -> None:
-        self._result, result = os.pipe()
-        self._ack, ack = os.pipe()
-        self._step, step = os.pipe() if steps else (-1, -1)
-        self._stack, stack = os.pipe() if self._wants_stacks else (-1, -1)
-        go, theirs = socket.socketpair()
-        out_fd = os.open(output, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        parent = os.getpid()
-        channels = {
-            os.fstat(fd).st_ino: name
-            for fd, name in ((ack, "ack"), (step, "step"), (stack, "quiet"), (result, "quiet"))
-            if fd >= 0
-        }
-        pipes = Pipes(result, out_fd, ack, step, stack, theirs.fileno(), ask)
-        entry = worker.child(pipes, cwd, environment, filter_program, body, parent, builtin_steps, end)
-        self.worker = os.fork()
-        if self.worker == 0:
-            theirs.detach()
-            raise BecomeChild(entry)
-        for fd in (result, ack, step, stack):
-            if fd >= 0:
-                os.close(fd)
-        theirs.close()
-        self._go, self._output = go, out_fd
-        self._pidfd = os.pidfd_open(self.worker) if hasattr(os, "pidfd_open") else -1
+        #: whether each answer ends a turn of the loop (`batch.py`), and not only the end of the worker
+        self._in_turns = in_turns
+        self._forker = forker
+        self._listener = forker.listener
+        self._channels = forker.channels
+        self._result, self._ack, self._go = forker.result, forker.ack, forker.go
+        self._step = forker.step if forker.blocking else -1
         self._poller = select.epoll()
-        for fd in (self._result, self._ack, self._step, self._pidfd, self._control):
+        watched = [forker.told, self._result, self._ack, self._step, control]
+        for fd in watched if self._listener is None else [self._listener.fd, *watched]:
             if fd >= 0:
                 self._poller.register(fd, select.EPOLLIN)
-        for fd in (self._result, self._ack, self._step):
-            if fd >= 0:
-                os.set_blocking(fd, False)
-        if filter_program is not None:
-            self._meet(go, make_recorder, channels)
-
-    def _meet(
-        self, go: socket.socket, make_recorder: Callable[[dict[int, str]], Recorder] | None, channels: dict[int, str]
-    ) -> None:
-        """Take the listener over from the child, and let it go."""
-        go.settimeout(30)
-        try:
-            word, fds, _, _ = socket.recv_fds(go, 4096, 1)
-        except OSError as error:
-            word, fds = b"E" + str(error).encode(), []
-        if not fds:
-            self.out.end, self.out.status = "refused", 76
-            self.out.answer = {"error": word[1:].decode() or "the child ended before it could be observed"}
-            return
-        self._listener = Listener(fds[0])
-        self._poller.register(fds[0], select.EPOLLIN)
-        if make_recorder is not None:
-            self.recorder = make_recorder(channels)
+        self.recorder = make_recorder(self._channels) if make_recorder is not None else None
         self._processes = self.recorder.processes if self.recorder else Processes()
-        self._channels = channels
-        if self._stack >= 0:
-            self._stacks = Stacks(self._stack, os.fstat(self._stack).st_ino, self._processes)
-        go.send(b"g")
+        self._stacks = Stacks(forker.stack, forker.stack_inode, self._processes) if forker.stacks else None
+        self.worker = forker.fork(part, texts, end)
 
     # -- the loop ----------------------------------------------------------------------------------------------
 
     def run(self) -> Outcome:
         """Until the end (or the kill). Raises `Abandoned` when the main process is gone."""
-        if self.out.end != "refused":
+        try:
             self._loop()
+        except BaseException:
+            with contextlib.suppress(HarnessError):
+                self._kill_group()
+            raise
         if not self._holding:
             self._finish()
         return self.out
 
     def _loop(self) -> None:
         listener = self._listener
+        early, self._forker.early = self._forker.early, []
+        for first in early:
+            self._stopped(first)
+            if self._killed:
+                return
         while True:
             left = self._deadline - time.monotonic()
             if left < 0 and not self._worker_gone:
@@ -282,9 +220,9 @@ class Supervision:
             if flags & (select.EPOLLHUP | select.EPOLLERR):
                 raise Abandoned
             self._poller.unregister(fd)  # a request waits there; it is read when this run is over
-        elif fd == self._pidfd:
+        elif fd == self._forker.told:
             self._poller.unregister(fd)
-            self._reap_worker()
+            self._hear_of_end()
         elif fd == self._step:
             self._portable_step(flags)
         elif fd not in (self._result, self._ack) or not self._drain(fd):
@@ -318,16 +256,12 @@ class Supervision:
                     self.out.end = "killed"
                     self._kill_group()
                 else:
-                    self._go.send(b"g")
+                    os.write(self._go, b"g")
 
-    def _reap_worker(self) -> None:
-        try:
-            _, status = os.waitpid(self.worker, 0)
-        except ChildProcessError:
-            raise HarnessError("the worker was reaped by somebody else") from None
+    def _hear_of_end(self) -> None:
+        code = self._forker.ended()
         self._worker_gone = True
         self._gone_at = time.monotonic()
-        code = os.waitstatus_to_exitcode(status)
         self.out.status = code
         if self.out.end == "normal" and code != 0:
             self.out.end = "died"
@@ -337,7 +271,7 @@ class Supervision:
     def _others_done(self) -> bool:
         """Whether everything the worker left behind has ended, or has had its time."""
         _reap_dead(self._but)
-        left = [pid for pid in children(os.getpid()) if pid not in self._but]
+        left = others(self._but)
         if not left:
             return True
         if self._holding:
@@ -436,12 +370,9 @@ class Supervision:
     def _has_company(self, stopped: int) -> bool:
         """Whether another process of this run lives: the one that has stopped, a child of the worker, or one that
         lost its parent."""
-        if self._processes.owner(stopped) != self.worker:
+        if self._processes.owner(stopped) != self.worker or self._processes.children(self.worker):
             return True
-        below = self._processes.children
-        return bool(below(self.worker)) or any(
-            pid != self.worker and pid not in self._but and alive(pid) for pid in below(os.getpid())
-        )
+        return any(pid != self.worker and alive(pid) for pid in others(self._but))
 
     def _due(self, at: int, made: Pending | Message) -> bool:
         """Whether the crash strikes here, where its cut has been reached."""
@@ -528,7 +459,7 @@ class Supervision:
                 self._kill_group()
                 return
             self._events.append(step)
-            self._go.send(b"g")
+            os.write(self._go, b"g")
 
     # -- the end -----------------------------------------------------------------------------------------------
 
@@ -540,6 +471,11 @@ class Supervision:
                 os.killpg(self.worker, signal.SIGKILL)
             except ProcessLookupError:
                 os.kill(self.worker, signal.SIGKILL)  # it has not become a leader yet
+            self._worker_gone = True
+            try:
+                self._forker.ended()
+            finally:
+                reap_all(self._but)
         reap_all(self._but)
 
     def drain(self, beside: int = 0) -> None:
@@ -559,7 +495,7 @@ class Supervision:
 
     def held(self) -> frozenset[int]:
         """The processes that are held, and what they started."""
-        return frozenset(pid for pid in children(os.getpid()) if pid not in self._but) if self._holding else frozenset()
+        return frozenset(others(self._but)) if self._holding else frozenset()
 
     def finish(self) -> Outcome:
         """Let held processes end, reap everything, close everything; the outcome."""
@@ -577,15 +513,10 @@ class Supervision:
         else:
             self.out.trace = Trace(self._events, [], [])
         self.out.acks = self._ack_bytes.splitlines()
-        self.out.output = _tail(self._output)
-        self.out.answer = self.out.answer or parsed(self._answer)
-        if self._listener is not None:
-            os.close(self._listener.fd)
+        self.out.output = _tail(self._forker.output)
+        self.out.answer = parsed(self._answer)
         self._poller.close()
-        for fd in (self._result, self._ack, self._step, self._stack, self._pidfd, self._output):
-            if fd >= 0:
-                os.close(fd)
-        self._go.close()
+        self._forker.clear()
 
 
 def parsed(data: bytes) -> dict[str, Any]:

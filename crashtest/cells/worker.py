@@ -12,50 +12,40 @@ import gc
 import json
 import os
 import signal
-import socket
-import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from crashtest.cells import ending
 from crashtest.errors import UsageError, quoted
-from crashtest.observe import bpf, stacks, steps
-from crashtest.values import canonical
+from crashtest.observe import bpf, steps
+from crashtest.observe.stacks import listen
+from crashtest.scenario import Run
+from crashtest.values import canonical, parse
 
-
-class BecomeChild(BaseException):
-    """Raised in a forked child to leave every frame of the zygote; `entry` is what the child does then.
-
-    Not an error: leaving the frames lets the child end as an ordinary Python process, which is what "ends
-    normally" means, and keeps no object of the zygote alive in it.
-    """
-
-    def __init__(self, entry: Callable[[], int]) -> None:
-        super().__init__()
-        self.entry = entry
+#: the answer of most runs, made before the fork
+_DONE = b'{"value": "null"}\n'
 
 
 class Pipes:
-    """What a child is given, as descriptors: -1 where a part does not need one."""
+    """What a worker is given, as descriptors. blocking: every step and ack waits for the word to go on."""
 
-    def __init__(
-        self, result: int, output: int, ack: int = -1, step: int = -1, stack: int = -1, go: int = -1, ask: int = -1
-    ) -> None:
+    def __init__(self, result: int, output: int, ack: int, step: int, stack: int, go: int, blocking: bool) -> None:
         self.result = result
         self.output = output
         self.ack = ack
         self.step = step
         self.stack = stack
         self.go = go
-        #: where the names of the parts to run come from, one byte each, when there are several (`serving`)
-        self.ask = ask
-        #: without a filter, every step and ack waits for the word to go on
-        self.blocking = False
+        self.blocking = blocking
 
     def keep(self) -> set[int]:
-        return {fd for fd in (self.result, self.ack, self.step, self.stack, self.go, self.ask) if fd >= 0}
+        return {self.result, self.ack, self.step, self.stack, self.go}
+
+
+#: what a worker does: its answer is what it returns
+Body = Callable[[Pipes], Any]
 
 
 def _close_others(keep: set[int]) -> None:
@@ -66,72 +56,51 @@ def _close_others(keep: set[int]) -> None:
     os.closerange(low, 1 << 16)
 
 
-def child(
+def settle(pipes: Pipes, more: int, steps: bool, builtin: bool, stacks: bool) -> None:
+    """What is the same for every worker, done once in the process that forks them. more: a descriptor it needs."""
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN if number == signal.SIGPIPE else signal.SIG_DFL)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.dup2(pipes.output, 1)
+    os.dup2(pipes.output, 2)
+    _close_others({*pipes.keep(), more})
+    if stacks:
+        pipes.stack = listen(pipes.stack)
+    if steps:
+        _watch_steps(pipes, builtin)
+
+
+def live(
     pipes: Pipes,
     cwd: str,
-    environment: dict[str, str],
-    filter_program: bytes | None,
-    body: Callable[[Pipes], Any],
+    make_body: Callable[[str, list[str]], Body],
+    request: str,
     parent: int,
-    builtin_steps: bool = False,
-    end: str = "orderly",
-) -> Callable[[], int]:
-    """What a forked child does, as an entry for `BecomeChild`; its return value is the exit status.
+    handlers: int,
+) -> int:
+    """The whole life of a worker, and its exit status where it has to end orderly.
 
-    end: "orderly" (as Python programs end), "quick" (at once where that leaves every file the same, `ending.py`),
-    or "at once" (the part only looks).
+    request: the part; how to end; the texts it is given; with NULs between them. Ends are "orderly" (as Python programs
+    end), "quick" (at once where that leaves every file the same, `ending.py`), and "at once" (the part only looks).
+    handlers: what `ending.mark` returned before the fork. All that is touched here for the first time is a page to
+    copy, which is what a worker costs.
     """
-    handlers = ending.mark()
-
-    def entry() -> int:
-        os.setsid()
-        bpf.die_with_parent(signal.SIGKILL)
-        if os.getppid() != parent:
-            return 75
-        signal.set_wakeup_fd(-1)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGPIPE):
-            signal.signal(number, signal.SIG_IGN if number == signal.SIGPIPE else signal.SIG_DFL)
-        null = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(null, 0)
-        os.dup2(pipes.output, 1)
-        os.dup2(pipes.output, 2)
-        _close_others(pipes.keep())
-        for name, value in environment.items():
-            if os.environ.get(name) != value:
-                os.environ[name] = value
-        os.chdir(cwd)
-        gc.enable()
-        if pipes.stack >= 0:
-            pipes.stack = stacks.listen(pipes.stack)
-        if pipes.step >= 0:
-            pipes.blocking = filter_program is None
-            _watch_steps(pipes, builtin_steps)
-        if filter_program is not None and not _observe(pipes, filter_program):
-            return 76
-        status = _answer(pipes, body)
-        if end == "quick" and not ending.orderly_after(handlers):
-            ending.exit_c(status)
-        if end == "at once":
-            os._exit(status)
-        ending.prepare()
-        return status
-
-    return entry
-
-
-def _observe(pipes: Pipes, filter_program: bytes) -> bool:
-    """Install the filter, hand the listener over, wait for the word to go."""
-    go = socket.socket(fileno=pipes.go)
-    try:
-        listener = bpf.install(filter_program)
-    except bpf.Unavailable as error:
-        go.send(b"E" + str(error).encode())
-        return False
-    bpf.send_descriptor(go, listener)
-    os.close(listener)
-    ready = go.recv(1) == b"g"
-    go.close()
-    return ready
+    part, end, *texts = request.split("\0")
+    os.setsid()
+    bpf.die_with_parent(signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(75)
+    os.chdir(cwd)
+    gc.enable()
+    status = _answer(pipes, make_body(part, texts))
+    if end == "at once":
+        os._exit(status)
+    if end == "quick" and not ending.orderly_after(handlers):
+        ending.exit_c(status)
+    ending.prepare()
+    return status
 
 
 def _watch_steps(pipes: Pipes, builtin: bool) -> None:
@@ -148,7 +117,7 @@ def _watch_steps(pipes: Pipes, builtin: bool) -> None:
     steps.install(tell, builtin)
 
 
-def _answer(pipes: Pipes, body: Callable[[Pipes], Any]) -> int:
+def _answer(pipes: Pipes, body: Body) -> int:
     """Run the body, send what it gave, and say how to end."""
     answer, status = _tried(body, pipes)
     _send(pipes, answer)
@@ -156,12 +125,12 @@ def _answer(pipes: Pipes, body: Callable[[Pipes], Any]) -> int:
 
 
 def _send(pipes: Pipes, answer: dict[str, Any]) -> None:
-    data = json.dumps(answer).encode() + b"\n"
+    data = _DONE if answer == {"value": "null"} else json.dumps(answer).encode() + b"\n"
     while data:
         data = data[os.write(pipes.result, data) :]
 
 
-def _tried(body: Callable[[Pipes], Any], pipes: Pipes) -> tuple[dict[str, Any], int]:
+def _tried(body: Body, pipes: Pipes) -> tuple[dict[str, Any], int]:
     """What the body gave or how it failed, and the exit status that says so."""
     status = 0
     try:
@@ -188,10 +157,8 @@ def _last_lines(error: BaseException) -> str:
 # -- the bodies: what each part of a scenario does in its child ---------------------------------------------------
 
 
-def workload(
-    function: Callable[[Any], object], make_run: Callable[[Callable[[bytes], None]], Any]
-) -> Callable[[Pipes], str]:
-    """The user's workload, with acks going to the ack pipe."""
+def workload(function: Callable[[Any], object], directory: Path, ops: list[str]) -> Body:
+    """The user's workload, with acks going to the ack pipe. ops: operations as canonical text."""
 
     def body(pipes: Pipes) -> str:
         def tell(data: bytes) -> None:
@@ -200,7 +167,7 @@ def workload(
             if pipes.blocking:
                 os.read(pipes.go, 1)
 
-        _refuse_unrun(function(make_run(tell)), "the workload")
+        _refuse_unrun(function(Run(directory, [parse(text) for text in ops], tell)), "the workload")
         return "null"
 
     return body
@@ -215,11 +182,11 @@ def _refuse_unrun(value: Any, name: str) -> None:
         )
 
 
-def part(function: Callable[..., Any], directory: str, name: str, *more: Any) -> Callable[[Pipes], str]:
+def part(function: Callable[..., Any], directory: Path, name: str, *more: Any) -> Body:
     """A part that is given the directory; its return value as canonical text (observe, glance) or null."""
 
     def body(pipes: Pipes) -> str:
-        value = function(Path(directory), *more)
+        value = function(directory, *more)
         if name in ("observe", "glance"):
             return canonical(value, f"what {name} returned")
         _refuse_unrun(value, name)
@@ -228,7 +195,7 @@ def part(function: Callable[..., Any], directory: str, name: str, *more: Any) ->
     return body
 
 
-def serving(parts: dict[bytes, Callable[[Pipes], Any]], cwd: str) -> Callable[[Pipes], str]:
+def serving(parts: dict[bytes, Body], cwd: str) -> Body:
     """Run parts one after the other as they are asked for by their letters, in this one process.
 
     Each answer says whether something was `left`: then ending this process now would still change a file, so a process
@@ -237,7 +204,7 @@ def serving(parts: dict[bytes, Callable[[Pipes], Any]], cwd: str) -> Callable[[P
     handlers = ending.mark()
 
     def body(pipes: Pipes) -> str:
-        while letter := os.read(pipes.ask, 1):
+        while letter := os.read(pipes.go, 1):
             os.chdir(cwd)
             answer, status = _tried(parts[letter], pipes)
             answer["left"] = bool(status) or ending.orderly_after(handlers)
@@ -246,8 +213,3 @@ def serving(parts: dict[bytes, Callable[[Pipes], Any]], cwd: str) -> Callable[[P
         return "null"
 
     return body
-
-
-def become(entry: Callable[[], int]) -> NoReturn:
-    """End this process the way a Python program ends, with the status of `entry`."""
-    sys.exit(entry())

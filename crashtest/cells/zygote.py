@@ -1,4 +1,4 @@
-"""The zygote: a lean process that loads one scenario file and forks a worker for every cell.
+"""The zygote: a lean process that loads one scenario file and realises its cells, by workers that its forkers fork.
 
 Guarantees: it imports the standard library, crashtest's lean modules and the user's file, nothing else; it answers
 one request at a time; when the main process goes away, by whatever death, it kills and reaps everything it started,
@@ -9,23 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import os
 import select
-import shutil
 import signal
 import socket
-import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from crashtest import wire
-from crashtest.cells import worker
+from crashtest.cells.forker import BecomeForker, become, end_all
 from crashtest.cells.prepare import prepare
 from crashtest.cells.realise import Bench
 from crashtest.cells.recoveries import Cells, Unbatchable
 from crashtest.cells.supervise import Abandoned, Crash, reap_all
-from crashtest.cells.worker import BecomeChild
 from crashtest.errors import HarnessError, UsageError
 from crashtest.observe import bpf
 from crashtest.persist.tree import Tree, remove
@@ -82,7 +81,11 @@ class Zygote:
         if self.cells is not None:
             self.cells.close()
             self.cells = None
-        self.bench = Bench(scenario, self.root, self.sock.fileno(), request["timeout"], request["seccomp"])
+        if self.bench is None or self.bench.scenario is not scenario:
+            if self.bench is not None:
+                self.bench.close()
+            self.bench = Bench(scenario, self.root, self.sock.fileno(), request["timeout"], request["seccomp"])
+        self.bench.end, self.bench.timeout = "orderly", scenario.timeout or request["timeout"]
         return self.bench
 
     def do_prepare(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -115,6 +118,9 @@ class Zygote:
 
     def end(self, orderly: bool = False) -> None:
         """Leave nothing behind; orderly: the main process asked for the end, and does the rest."""
+        import shutil  # here, because its libraries would have to be finalised at the end of each worker
+
+        end_all()
         reap_all()
         try:
             remove(self.root)
@@ -140,6 +146,8 @@ class Zygote:
         run = os.path.dirname(self.root)
         with contextlib.suppress(FileNotFoundError):
             if not any(name.startswith("slot-") for name in os.listdir(run)):
+                import shutil
+
                 shutil.rmtree(run, ignore_errors=True)
 
 
@@ -148,28 +156,29 @@ def _abandon(number: int, frame: object) -> None:
     raise Abandoned
 
 
-def main(fd: int, root: str) -> None:
-    """The life of a zygote; in a forked child it returns nothing and the child ends as its entry says."""
+def main(fd: int, root: str, finders: Sequence[str] = ()) -> None:
+    """The life of a zygote; in a process that it forked, that process's life as a forker, and as a worker.
+
+    finders: modules whose `install` makes editable installs importable, which `site` would have called.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _abandon)
     bpf.die_with_parent(signal.SIGTERM)  # also while the user's file is loading, when nobody looks at the socket
     bpf.become_subreaper()
+    for name in finders:
+        importlib.import_module(name).install()
     zygote = Zygote(socket.socket(fileno=fd), root)
     try:
         zygote.serve()
         zygote.end(orderly=True)
         return
-    except BecomeChild as child:
-        entry = child.entry
+    except BecomeForker as child:
+        serve = child.serve
     except (wire.Closed, Abandoned):
         try:
             zygote.end()
         except Abandoned:  # the signal came after the socket had closed
             zygote.end()
         return
-    zygote.sock.close()  # before the child opens files under the same number; freeing the rest would copy its pages
-    worker.become(entry)
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])
+    zygote.sock.close()  # before a worker has files under the same number
+    become(serve)

@@ -1,6 +1,6 @@
 """The code line of each event: a stopped Python thread is made to write its stack, and its call is made anew.
 
-The worker registers a signal at which Python's faulthandler writes the stack of the thread that got it into a pipe.
+A worker has a signal at which Python's faulthandler writes the stack of the thread that got it into a pipe.
 A thread that has stopped is sent this signal and its call is failed with ERESTARTNOINTR: the handler runs, and then the
 kernel makes the same call again, at which the whole stack lies in the pipe.
 
@@ -43,7 +43,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def listen(pipe: int) -> int:
-    """In a worker: write the stack into `pipe` at the signal. The pipe's number from now on (`DESCRIPTOR`)."""
+    """Write the stack into `pipe` at the signal, here and in what is forked. Its number from now on (`DESCRIPTOR`)."""
     os.set_blocking(pipe, False)  # a stack that does not fit is cut off; waiting for a reader would be for ever
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
@@ -59,10 +59,9 @@ def listen(pipe: int) -> int:
 
 
 class Stacks:
-    """Asks for stacks, one at a time. pipe: the end to read. inode: the pipe's inode number."""
+    """Asks for stacks, one at a time. pipe: the end to read, which does not block. inode: the pipe's inode number."""
 
     def __init__(self, pipe: int, inode: int, processes: Processes) -> None:
-        os.set_blocking(pipe, False)
         self._pipe = pipe
         self._inode = inode
         self._processes = processes

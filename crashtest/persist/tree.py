@@ -8,9 +8,11 @@ have them. Device nodes are refused. Never follows a symbolic link out of the tr
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
+
+# hashlib would load OpenSSL, whose clean-up at exit copies more pages than the rest of a worker's end
+from _blake2 import blake2b
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -54,7 +56,7 @@ class Node:
         """Of everything but a directory's entries."""
         if not self._digest:
             head = repr((self.type, self.mode, self.uid, self.gid, self.text, sorted(self.xattrs.items())))
-            made = hashlib.blake2b(head.encode("utf-8", "surrogateescape"), digest_size=16)
+            made = blake2b(head.encode("utf-8", "surrogateescape"), digest_size=16)
             made.update(b"\0")
             made.update(self.data)
             self._digest = made.digest()
@@ -146,7 +148,7 @@ class Tree:
         """32 hexadecimal digits; equal exactly for equal trees."""
         if self._digest:
             return self._digest
-        made = hashlib.blake2b(self.nodes[ROOT].digest(), digest_size=16)
+        made = blake2b(self.nodes[ROOT].digest(), digest_size=16)
         first: dict[int, int] = {}
         for order, (path, file) in enumerate(self.walk()):
             made.update(path.encode("utf-8", "surrogateescape"))
@@ -469,9 +471,10 @@ class _readable:
             os.chmod(self._path, self._mode)
 
 
-def remove(directory: str) -> None:
+def remove(directory: str, but: int = -1) -> None:
     """Delete everything below `directory`, whatever its permission bits say; the directory itself stays.
 
+    but: the inode number of a file directly in it that stays as well.
     Works on trees of any depth: a directory whose path grows long is moved up first. Raises OSError.
     """
     below = [directory]
@@ -479,12 +482,12 @@ def remove(directory: str) -> None:
         if len(path) > _LONG:
             below[number] = f"{directory}/.{number}"
             os.rename(path, below[number])
-        below.extend(_remove_files(below[number]))
+        below.extend(_remove_files(below[number], but if number == 0 else -1))
     for at in reversed(below[1:]):
         os.rmdir(at)
 
 
-def _remove_files(directory: str) -> list[str]:
+def _remove_files(directory: str, but: int) -> list[str]:
     """Delete what is no directory; the directories that are left."""
     info = os.lstat(directory)
     if stat.S_IMODE(info.st_mode) & 0o700 != 0o700:
@@ -494,6 +497,6 @@ def _remove_files(directory: str) -> list[str]:
         for entry in list(entries):
             if entry.is_dir(follow_symlinks=False):
                 left.append(entry.path)
-            else:
+            elif entry.inode() != but:
                 os.unlink(entry.path)
     return left

@@ -121,7 +121,7 @@ def name_width(names: Iterable[str]) -> int:
 def scenario_line(result: ScenarioResult, width: int = 0) -> Line:
     """Mark, name, points, cells, states, seconds."""
     word = words.mark(result)
-    walked = []
+    walked = [words.count(result.sequences, "sequence")] if result.sequences > 1 else []
     for name, model in result.models.items():
         figures = (
             f"{words.count(model.crash_points, 'point')}, {words.count(model.cells, 'cell')}, "
@@ -134,7 +134,10 @@ def scenario_line(result: ScenarioResult, width: int = 0) -> Line:
         walked.append(f"{safe(name)}: {figures}" if len(result.models) > 1 else figures)
     if result.nested.cells:
         closed = f", closed at depth {result.nested.closed}" if result.nested.closed is not None else ""
-        walked.append(f"nested to depth {result.nested.depth}: {words.count(result.nested.cells, 'cell')}{closed}")
+        more = words.count(result.nested.unique_states, "more state")
+        walked.append(
+            f"nested to depth {result.nested.depth}: {words.count(result.nested.cells, 'cell')}, {more}{closed}"
+        )
     walked.append(words.clock(result.seconds))
     return (
         (f"{word:<{_MARK_WIDTH}}", STYLE[word]),

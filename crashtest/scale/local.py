@@ -32,7 +32,7 @@ from crashtest.observe import bpf
 from crashtest.scale import shrinking, stored
 from crashtest.scale.jobs import Job, Task, before, family
 from crashtest.scale.rundir import TOKEN, RunDirectory
-from crashtest.scale.slot import Slot
+from crashtest.scale.slot import Slot, Stopped
 from crashtest.scenario import Scenario, load
 from crashtest.trace import Step
 from crashtest.verdict import (
@@ -205,10 +205,11 @@ class Runner:
                 task = self._todo.popleft()
             try:
                 self._do(slot, task)
-            except wire.Closed:
+            except wire.Closed as lost:
                 if not self._ending:
                     slot.close()
-                task.error = HarnessError("the zygote of this scenario died; what it had started was ended")
+                how = "was stopped by a signal, and nobody let it go on" if isinstance(lost, Stopped) else "died"
+                task.error = HarnessError(f"the zygote of this scenario {how}; what it had started was ended")
             except Exception as error:
                 task.error = error
             self._results.put(task)

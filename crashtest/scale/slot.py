@@ -10,11 +10,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from crashtest import wire
 from crashtest.cells.matrix import Example
@@ -24,12 +27,18 @@ from crashtest.scale.rundir import TOKEN, RunDirectory
 from crashtest.scenario import Scenario
 from crashtest.trace import to_plain
 
+#: seconds after which a zygote that says nothing is looked at, and one that was stopped by a signal twice then ended
+STOPPED_FOR = 5.0
 #: variables of the caller that would make a program behave differently here and there; the last four are of test runs
 _NOT_HANDED_ON = ("GIT_", "PYTHON", "PYTEST_", "COV_CORE_", "COVERAGE_", "TOX_")
 _START = (
     "import sys, json; sys.path[:0] = json.loads(sys.argv[3]); from crashtest.cells.zygote import main; "
-    "main(int(sys.argv[1]), sys.argv[2])"
+    "main(int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[4]))"
 )
+
+
+class Stopped(wire.Closed):
+    """The zygote was stopped by a signal (SIGSTOP), and nobody let it go on."""
 
 
 class Slot:
@@ -47,10 +56,11 @@ class Slot:
         self._starts = 0
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """One request and its answer. Raises what the zygote reports: `UsageError`, `HarnessError`, `Unbatchable`."""
+        """One request and its answer. Raises what the zygote reports: `UsageError`, `HarnessError`."""
         if self._sock is None:
             raise wire.Closed("no zygote")
         wire.send(self._sock, request)
+        self._await_answer(self._sock)
         answer = wire.receive(self._sock)
         if "usage" in answer:
             raise UsageError(answer["usage"])
@@ -59,6 +69,20 @@ class Slot:
         if "harness" in answer:
             raise HarnessError(answer["harness"])
         return answer
+
+    def _await_answer(self, sock: socket.socket) -> None:
+        """Until there is something to read. Each part has its own time limit, but a stopped zygote keeps none."""
+        stopped = False
+        while not select.select([sock], [], [], STOPPED_FOR)[0]:
+            before, stopped = stopped, self._is_stopped()
+            if before and stopped:
+                raise Stopped("stopped by a signal")
+
+    def _is_stopped(self) -> bool:
+        try:
+            return self._process is not None and psutil.Process(self._process.pid).status() == psutil.STATUS_STOPPED
+        except psutil.Error:
+            return False
 
     def open(self, scenario: Scenario, file: Path) -> None:
         """Have a zygote that has loaded the scenario's file."""
@@ -72,7 +96,7 @@ class Slot:
         environment = {k: v for k, v in os.environ.items() if not k.startswith(_NOT_HANDED_ON)}
         environment.update({TOKEN: self._directory.token, "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"})
         paths = json.dumps([os.path.abspath(path or ".") for path in sys.path])
-        command = [sys.executable, "-S", "-s", "-P", "-c", _START, str(theirs.fileno()), root, paths]
+        command = [sys.executable, "-S", "-s", "-P", "-c", _START, str(theirs.fileno()), root, paths, finders()]
         self._process = subprocess.Popen(
             command,
             pass_fds=[theirs.fileno(), self._directory.owner],
@@ -117,8 +141,18 @@ class Slot:
                 wire.send(self._sock, {"do": "end"})
             self._sock.close()
         try:
-            self._process.wait(10)
+            self._process.wait(0 if self._is_stopped() else 10)
         except subprocess.TimeoutExpired:
+            below: list[psutil.Process] = []
+            with contextlib.suppress(psutil.Error):
+                below = psutil.Process(self._process.pid).children(recursive=True)
             self._process.kill()
             self._process.wait()
+            psutil.wait_procs(below, 10)  # they die with it, as children of this process now
         self._process = self._sock = None
+
+
+def finders() -> str:
+    """Modules that find editable installs here (setuptools), as JSON: without `site` a zygote would not have them."""
+    names = [str(getattr(finder, "__module__", "")) for finder in sys.meta_path]
+    return json.dumps([name for name in dict.fromkeys(names) if name.startswith("__editable__")])

@@ -3,18 +3,20 @@
 A transaction is a list of changes, each a tuple:
     ("write", path, data, mode or None)   ("delete", path)
     ("ref", name, commit, old or None)    ("unref", name, old or None)
-Commits are called "1", "2" and "3"; "0" as the old one means that the ref must not exist.
+Commits are called "1", "2" and "3"; "0" as the old one means that the ref must not exist. "tree" is no commit, so that
+git refuses to have a branch name it, when everything is prepared.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
 
 from crashtest import DEFAULT, Run
-from jin_core import Conflict, Jin, Transaction
+from jin_core import Conflict, Jin, PathRefused, RefRefused, Transaction
 
 CLAIMED = DEFAULT | {"live", "clean"}
 NO_REF = "0" * 40
@@ -23,7 +25,7 @@ Change = tuple[Any, ...]
 _WHO = "A <a@example.org> 1700000000 +0000"
 _TREE = hashlib.sha1(b"tree 0\0").hexdigest()
 _BODIES = {n: f"tree {_TREE}\nauthor {_WHO}\ncommitter {_WHO}\n\n{n}\n".encode() for n in "123"}
-_IDS = {n: hashlib.sha1(b"commit %d\0" % len(body) + body).hexdigest() for n, body in _BODIES.items()}
+IDS = {n: hashlib.sha1(b"commit %d\0" % len(body) + body).hexdigest() for n, body in _BODIES.items()} | {"tree": _TREE}
 
 
 def git(directory: Path, *words: str, data: bytes = b"") -> bytes:
@@ -37,7 +39,7 @@ def repository(directory: Path) -> None:
     git(directory, "mktree")
     for body in _BODIES.values():
         git(directory, "hash-object", "-t", "commit", "-w", "--stdin", data=body)
-    git(directory, "update-ref", "refs/heads/main", _IDS["1"])
+    git(directory, "update-ref", "refs/heads/main", IDS["1"])
     (directory / "readme").write_bytes(b"first\n")
 
 
@@ -56,14 +58,19 @@ def commit_each(run: Run, **options: Any) -> None:
     """The workload: one transaction for each operation; a refused one changes nothing."""
     with open_store(run.dir, **options) as jin:
         for changes in run.ops:
-            try:
-                with jin.transaction() as tx:
-                    for change in changes:
-                        add(tx, change)
-            except Conflict as refusal:
-                run.ack(type(refusal).__name__, same=True)
-            else:
-                run.ack("committed" if changes else "nothing to do", same=not changes)
+            outcome = commit(jin, changes)
+            run.ack(outcome, same=outcome != "committed")
+
+
+def commit(jin: Jin, changes: list[Change]) -> str:
+    """One transaction: "committed", "nothing to do", or the name of what it was refused with."""
+    try:
+        with jin.transaction() as tx:
+            for change in changes:
+                add(tx, change)
+    except (Conflict, PathRefused, RefRefused) as refusal:
+        return type(refusal).__name__
+    return "committed" if changes else "nothing to do"
 
 
 def add(tx: Transaction, change: Change) -> None:
@@ -73,7 +80,7 @@ def add(tx: Transaction, change: Change) -> None:
         case ("delete", path):
             tx.delete(path)
         case ("ref", name, new, old):
-            tx.update_ref(f"refs/heads/{name}", _IDS[new], old=_old(old))
+            tx.update_ref(f"refs/heads/{name}", IDS[new], old=_old(old))
         case ("unref", name, old):
             tx.delete_ref(f"refs/heads/{name}", old=_old(old))
         case _:
@@ -81,7 +88,7 @@ def add(tx: Transaction, change: Change) -> None:
 
 
 def _old(name: str | None) -> str | None:
-    return None if name is None else NO_REF if name == "0" else _IDS[name]
+    return None if name is None else NO_REF if name == "0" else IDS[name]
 
 
 def restart(directory: Path) -> None:
@@ -91,11 +98,17 @@ def restart(directory: Path) -> None:
 
 
 def everything(directory: Path) -> tuple[dict[str, str], dict[str, tuple[str, bytes]], list[str]]:
-    """Refs as git reads them, files of the work tree with their modes, and its directories."""
+    """Refs as git reads them, files of the work tree with their modes, symbolic links, and its directories."""
     lines = git(directory, "for-each-ref", "--format=%(refname:short) %(subject)").decode().splitlines()
     below = [p for p in sorted(directory.rglob("*")) if p.relative_to(directory).parts[0] != ".git"]
     return (
         dict(line.split(" ", 1) for line in lines),
-        {str(p.relative_to(directory)): (oct(p.stat().st_mode), p.read_bytes()) for p in below if p.is_file()},
-        [str(p.relative_to(directory)) for p in below if p.is_dir()],
+        {str(p.relative_to(directory)): _content(p) for p in below if p.is_symlink() or p.is_file()},
+        [str(p.relative_to(directory)) for p in below if p.is_dir() and not p.is_symlink()],
     )
+
+
+def _content(path: Path) -> tuple[str, bytes]:
+    if path.is_symlink():
+        return "link", os.fsencode(path.readlink())
+    return oct(path.stat().st_mode), path.read_bytes()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 from crashtest.cells.matrix import Example
 from crashtest.cells.plan import Cell
+from crashtest.errors import HarnessError
 from crashtest.scale.slot import Slot
 from crashtest.scenario import load
 from crashtest.verdict import ScenarioResult
@@ -126,10 +130,66 @@ def test_a_child_that_outlives_its_parent_ends_before_or_during_recovery(slot: S
 def test_no_process_of_a_killed_run_survives(slot: Slot, write_scenario: Write) -> None:
     before = {process.pid for process in psutil.Process().children(recursive=True)}
     realise(slot, write_scenario(STUBBORN), "outlived")
-    after = {process.pid for process in psutil.Process().children(recursive=True)} - before
-    assert len(after) == 1  # the zygote
+    (zygote,) = (process for process in psutil.Process().children() if process.pid not in before)
+    forkers = zygote.children()
+    assert len(forkers) == 2  # one for observed runs and one for the others, and no more
+    assert zygote.children(recursive=True) == forkers
     slot.close()
     assert {process.pid for process in psutil.Process().children(recursive=True)} == before
+
+
+def test_a_forker_that_is_killed_is_a_harness_error_and_the_next_run_has_a_new_one(
+    slot: Slot, write_scenario: Write
+) -> None:
+    file = write_scenario(
+        """
+        import signal
+
+        @scenario(setup={"a": b"old"})
+        def kills_its_forker(run: Run) -> None:
+            if not Path(os.environ["TMPDIR"], "../../spared").exists():
+                os.kill(os.getppid(), signal.SIGKILL)
+                signal.pause()
+            (run.dir / "a").write_text("new")
+            run.ack()
+
+        @kills_its_forker.observe
+        def look(directory: Path) -> str:
+            return (directory / "a").read_text()
+        """
+    )
+    scenario = load(file)[0]
+    slot.open(scenario, file)
+    request = slot.request("prepare", scenario, None, 10.0)
+    with pytest.raises(HarnessError, match="the process that forks the workers"):
+        slot.ask(request)
+    (zygote,) = psutil.Process().children()
+    spared = Path(zygote.cmdline()[-3]).parent / "spared"
+    spared.touch()
+    assert Example(scenario, None, slot.ask(request), True).reason == ""
+    assert [child.children() for child in zygote.children()] == [[], []]
+
+
+def test_what_a_program_does_at_each_fork_is_let_go_in_the_forker(crash: Crash, write_scenario: Write) -> None:
+    made = crash(
+        write_scenario(
+            """
+            NOTE = Path(__file__).with_name("forks")
+            os.register_at_fork(after_in_parent=lambda: NOTE.write_text("forked"))
+
+            @scenario(setup={"a": b"old"})
+            def forks(run: Run) -> None:
+                (run.dir / "a.new").write_text("new")
+                (run.dir / "a.new").replace(run.dir / "a")
+                run.ack()
+
+            @forks.observe
+            def look(directory: Path) -> str:
+                return (directory / "a").read_text()
+            """
+        )
+    )
+    assert (made.verdict, made.harness_error) == ("held", ""), made.reason
 
 
 def test_every_cell_proves_itself_and_a_sample_is_rebuilt(crash: Crash) -> None:
@@ -162,3 +222,48 @@ def test_a_real_kill_and_a_rebuilt_state_that_disagree_are_a_harness_error(crash
     made = crash(file)
     assert "a real kill and the state rebuilt from the record disagree" in made.harness_error
     assert not made.as_expected
+
+
+#: what setuptools writes for an editable install whose packages lie in no one directory, less what is not needed here
+FINDER = """
+import sys
+from importlib.machinery import PathFinder
+
+class _EditableFinder:
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return PathFinder.find_spec(name, [{place!r}]) if name == "far_away" else None
+
+def install():
+    sys.meta_path.append(_EditableFinder)
+"""
+
+
+def test_an_editable_install_by_import_hook_is_found_in_the_zygote(
+    crash: Crash, write_scenario: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "elsewhere"
+    source.mkdir()
+    (source / "far_away.py").write_text("WORD = 'new'\n")
+    (tmp_path / "__editable___far_away_finder.py").write_text(FINDER.format(place=str(source)))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    importlib.import_module("__editable___far_away_finder").install()  # as its .pth file does
+    made = crash(
+        write_scenario(
+            """
+            import far_away
+
+            @scenario(setup={"a": "old"})
+            def replaced(run: Run) -> None:
+                (run.dir / "a.new").write_text(far_away.WORD)
+                (run.dir / "a.new").replace(run.dir / "a")
+                run.ack()
+
+            @replaced.observe
+            def look(directory: Path) -> str:
+                return (directory / "a").read_text()
+            """
+        )
+    )
+    assert (made.verdict, made.harness_error) == ("held", "")

@@ -75,6 +75,16 @@ def test_recovery_that_carries_its_plan_out_first_holds_and_is_closed(crash: Cra
     assert made.models["kill"].cells == crash(write_scenario(MOVE.format(recovery=RIGHT)), depth=1).models["kill"].cells
 
 
+def test_states_that_only_nested_crashes_lead_to_are_counted_apart(crash: Crash, write_scenario: Write) -> None:
+    file = write_scenario(MOVE.format(recovery=WRONG))  # it makes names of its own
+    shallow, deep = crash(file, depth=1), crash(file)
+    assert shallow.nested.unique_states == 0
+    assert deep.models["kill"].unique_states == shallow.models["kill"].unique_states
+    assert 0 < deep.nested.unique_states < deep.nested.cells
+    # every tree of the whole run was judged, with at least one number of acks
+    assert deep.models["kill"].unique_states + deep.nested.unique_states >= deep.models["kill"].trees
+
+
 def test_the_number_of_workers_changes_no_violation(crash: Crash, write_scenario: Write) -> None:
     file = write_scenario(MOVE.format(recovery=WRONG))
     one, two = crash(file, jobs=1), crash(file, jobs=2)

@@ -7,12 +7,15 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
+from crashtest.scale import local
 from crashtest.scale.rundir import BASE, RunDirectory
+from crashtest.verdict import ScenarioResult
 
 ROOT = Path(__file__).parents[2]
 
@@ -110,6 +113,32 @@ def test_sigkill_of_a_zygote_is_a_harness_error_and_leaves_nothing(running: Runn
     assert "the zygote of this scenario died" in " ".join(output.split())
     assert running.all_gone() == []
     assert states_of(running) == []
+
+
+def test_a_zygote_that_is_stopped_is_a_harness_error_and_leaves_nothing(
+    crash: Callable[..., ScenarioResult], write_scenario: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "STOPPED_FOR", 0.1)
+    before = {process.pid for process in psutil.Process().children(recursive=True)}
+    made = crash(
+        write_scenario(
+            """
+            import signal
+
+            @scenario(setup={"a": b"old"})
+            def stops_its_zygote(run: Run) -> None:
+                forker = Path(f"/proc/{os.getppid()}/stat").read_text()
+                os.kill(int(forker.rpartition(")")[2].split()[1]), signal.SIGSTOP)
+
+            @stops_its_zygote.observe
+            def look(directory: Path) -> str:
+                return (directory / "a").read_text()
+            """
+        ),
+        jobs=1,
+    )
+    assert "the zygote of this scenario was stopped by a signal" in made.harness_error
+    assert {process.pid for process in psutil.Process().children(recursive=True)} == before
 
 
 def test_sigkill_of_crashtest_and_zygote_together_is_cleaned_up_by_the_next_run(

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import jin_core
-from jin_core import wal
+from jin_core import disk, wal
 from jin_core.gitlocks import Evidence, Identity, Lock, sweep
 from jin_core.protocol import Kind
 
@@ -464,6 +464,48 @@ def test_directories_that_a_killed_deletion_left_are_removed(case: Case) -> None
         (case.work / ".git" / name).mkdir()
     recover(case.work)
     assert judge(case, case.work, "pruned") is True
+
+
+def same_again(case: Case) -> None:
+    """A transaction that sets a file and a ref to what they are: somebody may have written that without a sync."""
+    with jin_core.Jin.open(case.work) as jin, jin.transaction() as tx:
+        tx.write("file", b"old")
+        tx.update_ref("refs/heads/del/loose", case.ids[1])
+        tx.update_ref("refs/heads/other", case.ids[0])
+
+
+def synced_in(body: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files that `disk.sync_file` is called for."""
+    files: list[str] = []
+    real = disk.sync_file
+
+    def sync_file(path: str) -> os.stat_result:
+        files.append(Path(path).name)
+        return real(path)
+
+    monkeypatch.setattr(disk, "sync_file", sync_file)
+    body()
+    return files
+
+
+def test_a_ref_that_has_its_new_value_already_is_synced(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """git writes nothing then; `other` stands in packed-refs only."""
+    case.restart()
+    files = synced_in(lambda: same_again(case), monkeypatch)
+    assert files[-2:] == ["packed-refs", "loose"]
+
+
+def test_recovery_syncs_what_it_finds_done_and_publishes_what_is_staged(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case.restart()
+    assert child(lambda: same_again(case), at("jin_core.files.rename")) == -signal.SIGKILL
+    (staged,) = case.work.glob(".jin-*")
+    inode = staged.stat().st_ino
+    files = synced_in(lambda: recover(case.work), monkeypatch)
+    assert files == ["packed-refs", "loose"]
+    assert (case.work / "file").stat().st_ino == inode
+    assert look(case.work)[1:] == case.before[1:]
 
 
 def test_a_crash_after_a_crashed_redo_still_knows_its_own_locks(case: Case) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -102,7 +104,7 @@ def test_a_damaged_header_with_something_behind_it_is_refused(tmp_path: Path) ->
     with pytest.raises(LogCorrupt, match="header is damaged"):
         scan(b"X" + path.read_bytes()[1:])
     with pytest.raises(LogCorrupt, match="another version"):
-        scan(wal.MAGIC + struct.pack("<I", 2) + path.read_bytes()[12:])
+        scan(wal.MAGIC + struct.pack("<I", wal.VERSION + 1) + path.read_bytes()[12:])
 
 
 def test_a_log_above_its_limit_starts_again_and_stays_readable(tmp_path: Path) -> None:
@@ -111,10 +113,61 @@ def test_a_log_above_its_limit_starts_again_and_stays_readable(tmp_path: Path) -
     log = Wal(str(path), 64)
     assert log.next_transaction() == 2
     log.reset_if_large()
-    assert path.read_bytes() == header()
+    assert path.read_bytes() == header(1)
     log.append(Kind.BEGIN, log.next_transaction(), {})
     log.close()
     assert contents(path) == [(Kind.BEGIN, 1, {})]
+
+
+def test_no_dropped_record_comes_back_whichever_sectors_a_power_cut_brings_back(tmp_path: Path) -> None:
+    path = tmp_path / "wal"
+    log = Wal(str(path), 64)
+    for number in range(1, 9):
+        log.append(Kind.BEGIN, number, {"fill": "x" * 300})
+    old = path.read_bytes()
+    log.reset_if_large()
+    log.append(Kind.BEGIN, 1, {"new": "y" * 600})
+    new = path.read_bytes().ljust(len(old), b"\0")
+    log.close()
+    sectors = range(0, len(old), 512)
+    for kept in itertools.product((False, True), repeat=3):
+        for rest in (old, bytes(len(old))):
+            # the header is durable; of the append, and of what lay there before, any sector may be there
+            some = b"".join((new if keep else rest)[at : at + 512] for at, keep in zip(sectors, kept, strict=False))
+            path.write_bytes(header(1) + (some + rest[len(some) :])[HEADER_SIZE:])
+            found = Wal(str(path), 64)
+            # sector 0 holds the beginning of the record and sector 1 its end
+            assert [r.transaction for r in found.records] == ([1] if kept[0] and kept[1] else [])
+            found.close()
+
+
+def test_the_log_is_emptied_by_its_header_before_it_is_shortened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    three(tmp_path / "wal")
+    log = Wal(str(tmp_path / "wal"), 64)
+    calls: list[str] = []
+
+    def watched(name: str, real: Callable[..., None]) -> Callable[..., None]:
+        def call(*given: object) -> None:
+            calls.append(name)
+            real(*given)
+
+        return call
+
+    for name in ("write_at", "sync_data", "truncate"):
+        monkeypatch.setattr(disk, name, watched(name, getattr(disk, name)))
+    log.reset()
+    assert calls == ["write_at", "sync_data", "truncate"]
+
+
+def test_an_empty_log_is_made_durable_too_when_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process that emptied it may have been killed before its sync."""
+    Wal(str(tmp_path / "wal"), LIMIT).close()
+    synced: list[int] = []
+    monkeypatch.setattr(disk, "sync_data", synced.append)
+    Wal(str(tmp_path / "wal"), LIMIT).close()
+    assert len(synced) == 1
 
 
 def test_a_log_below_its_limit_is_kept(tmp_path: Path) -> None:

@@ -126,10 +126,11 @@ def caught() -> ScenarioResult:
         verdict="violated",
         as_expected=True,
         operations=1,
+        sequences=5,
         seconds=3.1,
         models=model(atomic="violated"),
         violations=[one],
-        nested=Nested(depth=2, cells=80),
+        nested=Nested(depth=2, cells=80, unique_states=33),
     )
 
 

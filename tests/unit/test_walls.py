@@ -68,6 +68,7 @@ LEAN: set[str] = {
     "crashtest.persist.tree",
     "crashtest.cells.zygote",
     "crashtest.cells.ending",
+    "crashtest.cells.forker",
     "crashtest.cells.judge",
     "crashtest.cells.plan",
     "crashtest.cells.prepare",
