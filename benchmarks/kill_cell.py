@@ -12,7 +12,7 @@ from collections.abc import Callable
 from benchmarks.lean import Lean
 from benchmarks.measure import Result, figure, ratio, rounds
 from benchmarks.subjects import THREE_FILES
-from crashtest.cells.matrix import Example
+from crashtest.cells.example import Example
 from crashtest.cells.recoveries import Cells
 from crashtest.cells.supervise import Crash
 from crashtest.cells.zygote import Zygote

@@ -64,7 +64,7 @@ def cli() -> None:
 @PATHS
 @SELECT
 @click.option(
-    "--model", "models", multiple=True, type=Names("persistence model", MODELS), default=["kill"],
+    "--model", "models", multiple=True, type=Names("persistence model", MODELS), default=["kill,posix"],
     show_default=True, metavar="NAMES", help="Persistence models, comma separated.",
 )  # fmt: skip
 @click.option(
@@ -103,6 +103,10 @@ def cli() -> None:
     help="1 kills the workload only, 2 kills recovery as well, 3 the recovery after that, and so on.",
 )  # fmt: skip
 @click.option(
+    "--losses", type=click.IntRange(1), default=300, show_default=True, metavar="N",
+    help="How many losses of a power cut are tried for one sequence of operations.",
+)  # fmt: skip
+@click.option(
     "--allow-outside", "allow_outside", multiple=True, metavar="GLOB",
     help="Paths outside the state directory that a scenario may change; may be given more than once.",
 )  # fmt: skip
@@ -122,6 +126,7 @@ def run(
     models: tuple[tuple[str, ...], ...],
     seed: int | None,
     examples: int,
+    losses: int,
     shrink: float,
     last_failed: bool,
     jobs: int,
@@ -157,6 +162,7 @@ def run(
         allow_outside=allow_outside,
         depth=depth,
         examples=examples,
+        losses=losses,
         shrink=shrink,
         remember=seed is None,
         first=frozenset(cell for cells in remembered.values() for cell in cells),
@@ -283,10 +289,12 @@ def list_(paths: tuple[str, ...], expression: str | None) -> int:
     def lines(one: Scenario) -> Iterable[Line]:
         yield ((quoted(one.name, 4096), "bold"),)
         yield field("claims", ", ".join(name for name in GUARANTEES if name in one.claimed()))
+        expected: dict[tuple[str, ...], list[str]] = {}
         for model in MODELS:
-            expected = [name for name in GUARANTEES if name in one.expected(model)]
-            if expected:
-                yield field("expects", f"{', '.join(expected)} violated under {model}", "yellow")
+            expected.setdefault(tuple(n for n in GUARANTEES if n in one.expected(model)), []).append(model)
+        for guarantees, models in expected.items():
+            if guarantees:
+                yield field("expects", f"{', '.join(guarantees)} violated under {' and '.join(models)}", "yellow")
         parts = {
             "setup": one.setup, "ops": one.make_ops, "recover": one.do_recover, "observe": one.do_observe,
             "glance": one.do_glance, "check": one.do_check,

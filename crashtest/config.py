@@ -13,7 +13,9 @@ class Settings:
     observation: "auto" (system calls; an error where that is impossible), "seccomp", or "steps" (named steps alone).
     """
 
-    models: tuple[str, ...] = ("kill",)
+    models: tuple[str, ...] = ("kill", "posix")
+    #: how many losses of a power cut are tried for one sequence of operations
+    losses: int = 300
     seed: int = 0
     jobs: int = 1
     #: the core of the first worker: several runs at a time are kept apart with it

@@ -255,7 +255,7 @@ def _judge(node: pytest.Item, scenario: Scenario, file: Path, changed: Mapping[s
         raise HarnessError(f"{scenario.name} has no result; the run was stopped ({whole.stopped})")
     result = whole.scenarios[0]
     if result.usage_error:
-        raise UsageError(result.reason)
+        raise UsageError(f"{result.name}: {result.reason}")
     place = changed.get("report_dir", REPORT_DIR)
     lines = [*story.scenario_story(result, place)]
     lines += [story.field("note", words.safe(note)) for note in whole.notes]

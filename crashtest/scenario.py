@@ -25,7 +25,7 @@ from crashtest.values import canonical
 GUARANTEES = ("recovers", "atomic", "durable", "ordered", "idempotent", "live", "clean", "visible", "check")
 DEFAULT = frozenset({"recovers", "atomic", "durable", "ordered", "idempotent"})
 ALL = frozenset(GUARANTEES) - {"check"}
-MODELS = ("kill",)
+MODELS = ("kill", "posix")
 #: code flags of generators, coroutines and asynchronous generators (inspect, CO_*)
 _NEVER_RUNS = 0x20 | 0x80 | 0x200
 #: how the names of files begin that are passed over when a directory is searched

@@ -27,14 +27,17 @@ def crash_again(
     torn: int = 0,
     variant: str = "group",
     nested: Iterable[tuple[int, str, int]] = (),
+    lost: Iterable[tuple[int, int]] = (),
+    lost_first: Iterable[tuple[int, int]] | None = None,
     depth: int = 2,
     timeout: float = 10.0,
 ) -> None:
     """Crash one scenario at one place, and fail with the story when that breaks the guarantee.
 
     file, scenario: the scenario's file and function. ops: its operations, None without an `ops` part. cut, kind, torn,
-    variant, nested: the place, as `crashtest export` writes it; cut None: shown by the run without a crash. depth: how
-    deep crashes are nested when every crash of these operations is tried. timeout: seconds for one run of a part.
+    variant, nested, lost, lost_first: the place and the loss, as `crashtest export` writes them; cut None: shown by the
+    run without a crash. depth: how deep crashes are nested when every crash of these operations is tried. timeout:
+    seconds for one run of a part.
 
     Raises `AssertionError` with the story, `UsageError` when the scenario cannot be judged as it is written, and
     `HarnessError` when it could not be judged.
@@ -54,13 +57,16 @@ def crash_again(
             f"the scenario file {quoted(path)} is not there; it belongs beside this test as it was exported"
         )
     texts = None if ops is None else [canonical(op, f"operation {number + 1}") for number, op in enumerate(ops)]
-    cell = Cell(cut or 0, kind, torn, variant, tuple((c, k, t) for c, k, t in nested))
+    places = tuple((c, k, t) for c, k, t in nested)
+    first = None if lost_first is None else tuple(lost_first)
+    cell = Cell(cut or 0, kind, torn, variant, places, model, tuple(lost), first)
     label = quoted(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path, 4096)
     name = f"{label}::{scenario}"
     record = Record(
         schema=2, id=cell_id(name, example_id(texts), cell, model), guarantee=guarantee, model=model, scenario=name,
         function=scenario, file=str(path), seed=0, ops=texts, depth=max(depth, 1 + len(cell.inner)), point="",
         wanted="", observed="", cell=None if cut is None else (*cell[:4], list(cell.inner)),
+        lost=list(cell.lost), lost_first=None if first is None else list(first),
     )  # fmt: skip
     settings = Settings(timeout=timeout, jobs=usable_cores())
     made = local.again(record, path, label, settings, lambda event: None)

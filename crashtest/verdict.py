@@ -30,7 +30,10 @@ class Violation(msgspec.Struct, kw_only=True):
     acked: int
     wanted: str
     observed: str
+    #: power cuts: the changes that were lost, what was kept though it came later, and the sync that is missing
     lost: list[str] = []
+    kept: list[str] = []
+    barrier: str = ""
     hint: str = ""
     #: the operations of the sequence that showed it, in words, where they were drawn; else empty
     operations: list[str] = []
@@ -49,6 +52,8 @@ class ModelResult(msgspec.Struct, kw_only=True):
     trees: int = 0
     #: distinct (tree, acks) judged
     unique_states: int = 0
+    #: power cuts in recovery that were tried
+    nested: int = 0
     skipped: int = 0
     exhaustive: bool = True
     guarantees: dict[str, GuaranteeVerdict] = {}

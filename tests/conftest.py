@@ -79,5 +79,5 @@ def crash(tmp_path: Path) -> Callable[..., ScenarioResult]:
 
 def crash_all(file: Path, report: Path, only: str = "", **settings: Any) -> RunResult:
     scenarios: list[Scenario] = [one for one in load(file) if only in one.function]
-    merged = {"seed": 1, "jobs": 2, "timeout": 10.0, "report_dir": report, **settings}
+    merged = {"seed": 1, "jobs": 2, "timeout": 10.0, "models": ("kill",), "report_dir": report, **settings}
     return local.run(scenarios, {str(file): file}, Settings(**merged), lambda event: None)

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from crashtest.values import shown
+
+if TYPE_CHECKING:
+    from crashtest.scenario import Scenario
 
 
 class Fault(NamedTuple):
@@ -19,6 +22,57 @@ class Fault(NamedTuple):
     guarantee: str
     wanted: str
     observed: str
+
+
+class Expected(NamedTuple):
+    """What runs without a crash showed: the states S0..Sn as canonical text, the names in each, and the glances."""
+
+    states: Sequence[str]
+    names: Sequence[Sequence[str]] = ()
+    glances: Sequence[str] = ()
+
+
+def faults(
+    scenario: Scenario, expected: Expected, tree: dict[str, Any], acked: int, extra: dict[str, Any]
+) -> tuple[list[str], list[Fault]]:
+    """Everything that is judged of one crash state: the guarantees that could be, and the claimed ones it breaks.
+
+    tree: what recovery made of it (`recoveries.py`). extra: what depends on the acks as well (live, check).
+    """
+    states = expected.states
+    judged = ["recovers"]
+    found: list[Fault | None] = []
+    if tree["glance"] is not None:
+        judged.append("visible")
+        found.append(visible_fault(expected.glances, tree["glance"]["failure"], tree["glance"]["observed"]))
+    if tree["failure"]:
+        found.append(Fault("recovers", "recovery and observe end, in time and without an error", tree["failure"]))
+        return judged, _claimed(scenario, found)
+    judged += ["atomic", "durable", "ordered"]
+    found.append(state_fault(states, acked, tree["observed"]))
+    if tree["again"] is not None:
+        judged.append("idempotent")
+        found.append(idempotent_fault(tree["observed"], tree["again"]["failure"], tree["again"]["observed"]))
+    if "clean" in scenario.guarantees:
+        judged.append("clean")
+        last = len(expected.names) - 1
+        allowed = [*expected.names[min(acked, last)], *expected.names[min(acked + 1, last)]]
+        found.append(clean_fault(tree["names"], allowed, scenario.ignore))
+    for key in ("live", "rest"):
+        if key in extra:
+            judged.append("live")
+            live = extra[key]
+            found.append(live_fault(states, live["from"], live["failure"], live["observed"], live["last"]))
+    if "check" in extra:
+        judged.append("check")
+        if extra["check"]:
+            found.append(Fault("check", "the scenario's own check passes", extra["check"]))
+    return judged, _claimed(scenario, found)
+
+
+def _claimed(scenario: Scenario, found: list[Fault | None]) -> list[Fault]:
+    claimed = scenario.claimed()
+    return [fault for fault in found if fault is not None and fault.guarantee in claimed]
 
 
 def matching(states: Sequence[str], observed: str) -> list[int]:
@@ -89,6 +143,16 @@ def idempotent_fault(first: str, failure: str, second: str) -> Fault | None:
 def interrupted_fault(whole: str, killed: str) -> Fault:
     """`idempotent`: recovery that was killed in between and then run again shows what it would have shown."""
     return Fault("idempotent", f"recovery that is killed and run again gives {shown(whole)}", shown(killed))
+
+
+def shown_fault(first: str, failure: str, second: str) -> Fault | None:
+    """`durable`: what a finished recovery has shown outlives a power cut after it."""
+    wanted = f"what the finished recovery had shown: {shown(first)}"
+    if failure:
+        return Fault(
+            "recovers", f"recovery after a power cut that came when recovery was done gives {shown(first)}", failure
+        )
+    return Fault("durable", wanted, shown(second)) if first != second else None
 
 
 def visible_fault(glances: Sequence[str], failure: str, seen: str) -> Fault | None:

@@ -1,21 +1,21 @@
-"""The crash matrix of one scenario: what its cells showed becomes verdicts and violations.
+"""The verdicts of one scenario: what the cells of its examples showed, by model and guarantee.
 
 Guarantees: a guarantee is `held` only when at least one cell judged it and none broke it; what could not be judged is
 `inconclusive` or `not reached`, with the reason. One violation is reported for each (guarantee, model, cause), at
-its earliest crash state, with its count. Main process only; the judging itself is `judge.py`.
+its earliest crash state, with its count. What a kill leaves a power cut can leave too: such a violation is told under
+`kill` and counts under every model. Main process only; the judging itself is `judge.py`.
 """
 
 from __future__ import annotations
 
-import fnmatch
 from typing import Any
 
-from crashtest.cells import judge
+from crashtest.cells.example import Example, order
 from crashtest.cells.judge import Fault
-from crashtest.cells.plan import Cell, Plan, cell_id, example_id, place, plan
+from crashtest.cells.losses import Cause
+from crashtest.cells.plan import Cell, cell_id, example_id, place
 from crashtest.errors import quoted
 from crashtest.scenario import GUARANTEES, Scenario
-from crashtest.trace import Ack, Event, Op, from_plain
 from crashtest.verdict import GuaranteeVerdict, ModelResult, Nested, ScenarioResult, Violation
 
 _HINTS = {
@@ -32,389 +32,48 @@ _HINTS = {
 }
 
 
-class Example:
-    """One operation sequence of a scenario: prepared, planned, and filled with the facts of its cells.
-
-    prepared: the answer of a zygote's `do_prepare`. ops: canonical texts, or None.
-    """
-
-    def __init__(self, scenario: Scenario, ops: list[str] | None, prepared: dict[str, Any], seccomp: bool) -> None:
-        self.scenario = scenario
-        self.ops = ops
-        self.prepared = prepared
-        self.seccomp = seccomp
-        self.states: list[str] = prepared["states"]
-        #: why no two states may be recovered in one process, "" where they may
-        self.remembers = ""
-        #: judged anew from the beginning: what still comes in is not for this one
-        self.void = False
-        self.events: list[Event] = [from_plain(event) for event in prepared["events"]]
-        self.facts: dict[str, dict[str, Any]] = {}
-        self.cells: list[tuple[Cell, dict[str, Any]]] = []
-        self.faults: list[tuple[Fault, Cell, dict[str, Any]]] = []
-        self.judged: dict[str, int] = {}
-        self.seen: set[tuple[str, int]] = set()
-        self.inner = 0
-        self.inner_where: dict[Cell, str] = {}
-        self.seen_inner: set[tuple[str, int]] = set()
-        self.inner_steps: set[str] = set()
-        self.harness_error = ""
-        self.self_proofs = 0
-        self.rebuilt = 0
-        #: cells in which something timed out twice, the second time alone
-        self.timeouts = 0
-        self.reason = "" if prepared["problem"] == "" else prepared["problem"]
-        self.reason = self.reason or _vacuous(scenario, ops, prepared, self.events, seccomp)
-        self.plan = Plan(0, [], 0) if self.reason else plan(self.events, prepared["company"], seccomp)
-
-    # -- taking facts in ---------------------------------------------------------------------------------------
-
-    def add(self, cell: Cell, facts: dict[str, Any]) -> None:
-        """Judge one realised cell."""
-        self.cells.append((cell, facts))
-        self.self_proofs += facts["proved"]
-        if facts["proof"] and not self.prepared["unmodelled"]:
-            self.harness_error = self.harness_error or (
-                "a killed run's own record does not give what it left on disk "
-                f"({place(self.events, cell, facts['before'])}): {quoted(facts['proof'][0], 400)}"
-            )
-        outside = _outside(self.scenario, facts["outside"])
-        if outside:
-            self.reason = self.reason or (
-                f"a killed run changed files outside its directory: {', '.join(map(quoted, outside[:3]))}; write below "
-                "run.dir, or say allow_outside=[...]"
-            )
-        if facts["problem"]:
-            self.reason = (
-                self.reason
-                or f"in the cell that should die {place(self.events, cell, facts['before'])}: {facts['problem']}"
-            )
-            return
-        self._take_in(facts["new"])
-        tree = self.facts[facts["tree"]]
-        if tree["skipped"]:
-            return
-        self.seen.add((facts["tree"], facts["acks"]))
-        for fault in self._faults(tree, facts):
-            self.faults.append((fault, cell, facts))
-        for inner in facts["inner"]:
-            self._add_inner(cell, facts, inner)
-
-    def is_store(self, cell: Cell) -> bool:
-        """Whether a store into a mapping is about to happen at the cell's place."""
-        event = self.events[cell.cut] if cell.cut < len(self.events) else None
-        return isinstance(event, Op) and event.call == "mmap"
-
-    def missed(self, cell: Cell, facts: dict[str, Any]) -> bool:
-        """Whether the run ended before it came to the place where it was to be killed."""
-        return bool(facts["end"] == "normal" and cell.cut < len(self.events) and self.seccomp)
-
-    def _take_in(self, new: dict[str, dict[str, Any]]) -> None:
-        """Facts about trees that were not known; the record of each recovery must prove itself too."""
-        for digest, facts in new.items():
-            self.facts[digest] = facts
-            self.harness_error = self.harness_error or (
-                f"the record of a recovery does not give what it left on disk: {quoted(facts['proof'][0], 400)}"
-                if facts["proof"] and not facts["unmodelled"]
-                else ""
-            )
-            if facts["unmodelled"]:
-                words = "; ".join(map(quoted, facts["unmodelled"][:3]))
-                self.reason = self.reason or f"recovery changes files in a way that cannot be recorded: {words}"
-            outside = _outside(self.scenario, facts["outside"])
-            if outside:
-                self.reason = self.reason or (
-                    f"recovery changes files outside the directory: {', '.join(map(quoted, outside[:3]))}; keep to the "
-                    "directory it is given, or say allow_outside=[...]"
-                )
-
-    def _add_inner(self, cell: Cell, facts: dict[str, Any], inner: dict[str, Any]) -> None:
-        """Judge one nested crash state, with the acks of the run that was killed first."""
-        self.inner += 1
-        key = (inner["tree"], facts["acks"])
-        tree = self.facts[inner["tree"]]
-        if tree["skipped"]:
-            return
-        told = {
-            **facts,
-            "tree": inner["tree"],
-            "extra": inner["extra"],
-            "then": inner["before"],
-            "step": inner["step"],
-            "inner_where": inner["where"],
-        }
-        self.inner_steps.update(filter(None, [inner["step"]]))
-        nested = cell._replace(inner=tuple((cut, kind, torn) for cut, kind, torn in inner["path"]))
-        outer = self.facts[inner["outer"]]
-        found = self._faults(tree, told) if key not in self.seen else []
-        self.seen_inner.add(key)
-        changed = not outer["failure"] and not tree["failure"] and outer["observed"] != tree["observed"]
-        if changed and "idempotent" in self.scenario.claimed():
-            found.append(judge.interrupted_fault(outer["observed"], tree["observed"]))
-        self.faults += [(fault, nested, told) for fault in found]
-
-    def _count(self, *guarantees: str) -> None:
-        for guarantee in guarantees:
-            self.judged[guarantee] = self.judged.get(guarantee, 0) + 1
-
-    def _faults(self, tree: dict[str, Any], facts: dict[str, Any]) -> list[Fault]:
-        claimed = self.scenario.claimed()
-        return [fault for fault in self._all_faults(tree, facts) if fault.guarantee in claimed]
-
-    def _all_faults(self, tree: dict[str, Any], facts: dict[str, Any]) -> list[Fault]:
-        acked = facts["acks"]
-        found: list[Fault | None] = []
-        self._count("recovers")
-        if tree["glance"] is not None:
-            self._count("visible")
-            glance = tree["glance"]
-            found.append(judge.visible_fault(self.prepared["glances"], glance["failure"], glance["observed"]))
-        if tree["failure"]:
-            wanted = "recovery and observe end, in time and without an error"
-            return [*filter(None, found), Fault("recovers", wanted, tree["failure"])]
-        self._count("atomic", "durable", "ordered")
-        found.append(judge.state_fault(self.states, acked, tree["observed"]))
-        if tree["again"] is not None:
-            self._count("idempotent")
-            again = tree["again"]
-            found.append(judge.idempotent_fault(tree["observed"], again["failure"], again["observed"]))
-        if "clean" in self.scenario.guarantees:
-            self._count("clean")
-            names = self.prepared["names"]
-            allowed = [*names[min(acked, len(names) - 1)], *names[min(acked + 1, len(names) - 1)]]
-            found.append(judge.clean_fault(tree["names"], allowed, self.scenario.ignore))
-        for key in ("live", "rest"):
-            if key in facts["extra"]:
-                self._count("live")
-                live = facts["extra"][key]
-                found.append(
-                    judge.live_fault(self.states, live["from"], live["failure"], live["observed"], live["last"])
-                )
-        if "check" in facts["extra"]:
-            self._count("check")
-            if facts["extra"]["check"]:
-                found.append(Fault("check", "the scenario's own check passes", facts["extra"]["check"]))
-        return [fault for fault in found if fault is not None]
-
-    # -- both ways ---------------------------------------------------------------------------------------------
-
-    def to_confirm(self, sample: int) -> list[tuple[Cell, dict[str, Any]]]:
-        """Cells to rebuild from the trace: the first of each violation's cause, and an even sample of the rest."""
-        if not self.seccomp:
-            return []
-        whole = [(c, f) for c, f in self.cells if c.variant == "group" and self._comparable(c, f)]
-        causes: dict[tuple[str, str], tuple[Cell, dict[str, Any]]] = {}
-        for fault, cell, facts in self.faults:
-            if cell.variant == "group" and not cell.inner and self._comparable(cell, facts):
-                causes.setdefault((fault.guarantee, self.cause(cell, facts)), (cell, facts))
-        step = max(1, len(whole) // sample) if sample else len(whole) + 1
-        return [*causes.values(), *whole[step // 2 :: step][:sample]]
-
-    def where(self, cell: Cell, facts: dict[str, Any]) -> str:
-        """The code line (known from the recorded run) or the program that issues the call before which it died."""
-        if cell.inner:
-            return self.inner_where.get(cell) or str(facts["inner_where"])
-        known = self.events[cell.cut].where if cell.cut < len(self.events) and self._same_place(cell, facts) else ""
-        return known or str(facts["where"])
-
-    def cause(self, cell: Cell, facts: dict[str, Any]) -> str:
-        """What makes two violations of a guarantee one: the same call at the same place in the program."""
-        if cell.inner:
-            return f"{_call(facts['then'])} {facts['inner_where']} in recovery"
-        return f"{_call(facts['before'])} {self.where(cell, facts)}"
-
-    def can_be_rebuilt(self, cell: Cell, facts: dict[str, Any]) -> bool:
-        """Whether the record gives the crash state of a cell: a kill of the whole group where it was recorded."""
-        return cell.variant in ("group", "rebuilt") and (cell.variant == "rebuilt" or self._comparable(cell, facts))
-
-    def _comparable(self, cell: Cell, facts: dict[str, Any]) -> bool:
-        """Whether the state can be rebuilt: what it left in TMPDIR and HOME is not in the record."""
-        return self._same_place(cell, facts) and not facts["scratch"]
-
-    def _same_place(self, cell: Cell, facts: dict[str, Any]) -> bool:
-        """Whether the killed run did the same as the recorded one up to the cut."""
-        done = facts["events"] - bool(cell.torn)
-        if facts["problem"] or done < cell.cut or (done > cell.cut and cell.variant in ("group", "computed")):
-            return False  # where the worker alone died, its children add events of their own
-        expected = self.events[cell.cut].describe() if cell.cut < len(self.events) else ""
-        here, there = facts["before"].rpartition("/")[0], expected.rpartition("/")[0]
-        return _call(facts["before"]) == _call(expected) and here == there  # temp names may differ from run to run
-
-    def to_kill(self) -> list[tuple[Cell, dict[str, Any]]]:
-        """The first computed cell of each violation's cause that no real kill has shown: to be killed for real."""
-        shown = {(f.guarantee, self.cause(c, facts)) for f, c, facts in self.faults if c.variant != "computed"}
-        causes: dict[tuple[str, str], tuple[Cell, dict[str, Any]]] = {}
-        for fault, cell, facts in sorted(self.faults, key=_order):
-            key = (fault.guarantee, self.cause(cell, facts))
-            if cell.variant == "computed" and not cell.inner and key not in shown:
-                causes.setdefault(key, (cell, facts))
-        return list({pair[0]: pair for pair in causes.values()}.values())
-
-    def frontier(self) -> bool:
-        """Whether some nested crash leaves a tree whose own recovery was not killed: it lies at the last depth."""
-        outer = {facts["tree"] for _, facts in self.cells}
-        return any(tree not in outer for tree, _ in self.seen_inner if not self.facts[tree]["nested"])
-
-    def inner_to_confirm(self) -> list[tuple[Cell, dict[str, Any]]]:
-        """The first nested crash of each violation's cause, to be made by real kills."""
-        causes: dict[tuple[str, str], tuple[Cell, dict[str, Any]]] = {}
-        for fault, cell, facts in sorted(self.faults, key=_order):
-            if cell.inner and cell.variant in ("group", "computed") and self._comparable(cell, facts):
-                causes.setdefault((fault.guarantee, self.cause(cell, facts)), (cell, facts))
-        return list(causes.values())
-
-    def confirm_inner(self, cell: Cell, rebuilt: dict[str, Any], killed: dict[str, Any]) -> None:
-        """A nested crash state was made by real kills as well; it also told where in the program recovery died."""
-        self.inner_where[cell] = killed["where"]
-        if killed["proof"]:
-            self.harness_error = (
-                self.harness_error or f"a killed recovery's record is wrong: {quoted(killed['proof'][0])}"
-            )
-            return
-        self._compare(cell, {**killed, "acks": rebuilt["acks"]}, rebuilt, killed["new"] or self.facts)
-
-    def confirm_by_kill(self, cell: Cell, rebuilt: dict[str, Any], killed: dict[str, Any]) -> None:
-        """A crash state that was computed, and showed a violation, was made by a real kill as well."""
-        self.self_proofs += killed["proved"]
-        if killed["proof"] or killed["problem"] or not self._comparable(cell, killed):
-            words = quoted(killed["proof"][0]) if killed["proof"] else killed["problem"] or "it did something else"
-            self.harness_error = self.harness_error or (
-                f"a violation seen on a computed state could not be made by a real kill "
-                f"({place(self.events, cell, rebuilt['before'])}): {words}"
-            )
-            return
-        self._compare(cell, killed, rebuilt, killed["new"] or self.facts)
-
-    def confirm(self, cell: Cell, killed: dict[str, Any], rebuilt: dict[str, Any]) -> None:
-        """A killed and a rebuilt crash state must show the same; else the harness is wrong, and says so."""
-        self._compare(cell, killed, {**rebuilt, "acks": killed["acks"]}, self.facts, rebuilt["new"])
-
-    def _compare(
-        self,
-        cell: Cell,
-        killed: dict[str, Any],
-        rebuilt: dict[str, Any],
-        known: dict[str, dict[str, Any]],
-        new: dict[str, dict[str, Any]] | None = None,
-    ) -> None:
-        """known, new: where the facts about the killed and the rebuilt tree are."""
-        one = known.get(killed["tree"]) or self.facts[killed["tree"]]
-        other = (new or self.facts)[rebuilt["tree"]]
-        if one["skipped"] or other["skipped"]:
-            return
-        self.rebuilt += 1
-        here = {fault.guarantee for fault in self._faults(one, killed)}
-        there = {fault.guarantee for fault in self._faults(other, rebuilt)}
-        if bool(one["failure"]) != bool(other["failure"]) or one["observed"] != other["observed"] or here != there:
-            shown = f"{other['failure'] or quoted(other['observed'])}, violated: {sorted(there)}"
-            self.harness_error = self.harness_error or (
-                "a real kill and the state rebuilt from the record disagree "
-                f"({place(self.events, cell, killed['before'])}): "
-                f"killed: {one['failure'] or quoted(one['observed'])}, violated: {sorted(here)}; rebuilt: {shown}"
-            )
-
-
-def _order(fault: tuple[Fault, Cell, dict[str, Any]]) -> tuple[Any, ...]:
-    """The shallowest and earliest crash first, the whole group before its variants."""
-    cell = fault[1]
-    return len(cell.inner), cell.cut, cell.torn, cell.variant != "group", cell.variant, cell.inner
-
-
-def _call(words: str) -> str:
-    return words.partition("(")[0]
-
-
-def _vacuous(
-    scenario: Scenario, ops: list[str] | None, prepared: dict[str, Any], events: list[Event], seccomp: bool
-) -> str:
-    """Why a pass would mean nothing; "" when it would mean something."""
-    acks = [event for event in events if isinstance(event, Ack)]
-    changes = [event for event in events if isinstance(event, Op) and event.changes]
-    outside = _outside(scenario, prepared["outside"])
-    if prepared["unmodelled"]:
-        words = "; ".join(map(quoted, prepared["unmodelled"][:3]))
-        return f"something changes files in a way that cannot be recorded: {words}"
-    if prepared["proof"]:
-        return f"the record does not give what is on disk: {quoted(prepared['proof'][0], 400)}"
-    if outside:
-        more = f" and {len(outside) - 3} more" if len(outside) > 3 else ""
-        only = "only " if not changes else ""
-        return (
-            f"the workload {only}changes files outside its directory: {', '.join(map(quoted, outside[:3]))}{more}; "
-            "write below run.dir, or say allow_outside=[...]"
-        )
-    states = prepared["states"]
-    if not changes and seccomp:
-        return "the workload changed nothing in its directory; write below run.dir"
-    if not acks and "durable" in scenario.claimed():
-        return "the workload never acked anything, so durable cannot be judged; call run.ack() after each operation"
-    if len(set(states)) < 2:
-        return "observe returns the same for every state; let it return what the operations change"
-    return _blind(acks, states, events, seccomp)
-
-
-def _blind(acks: list[Ack], states: list[str], events: list[Event], seccomp: bool) -> str:
-    """An operation that changes bytes, gives the state before, and does not say so."""
-    changed, number = False, 0
-    for event in events:
-        if isinstance(event, Op) and event.changes and event.kind != "utimes":
-            changed = True
-        if isinstance(event, Ack):
-            number += 1
-            same = number < len(states) and states[number] == states[number - 1]
-            if same and (changed or not seccomp) and not event.same:
-                return (
-                    f"observe cannot see operation {number}: the states before and after it are equal; observe more, "
-                    "or say run.ack(same=True) for an operation that changes nothing to be seen"
-                )
-            changed = False
-    return ""
-
-
-def _outside(scenario: Scenario, changes: list[str]) -> list[str]:
-    """The changes elsewhere that the scenario does not allow; each is "call path"."""
-    globs = scenario.allow_outside
-    return [c for c in changes if not any(fnmatch.fnmatchcase(c.partition(" ")[2], glob) for glob in globs)]
-
-
 # -- the result -------------------------------------------------------------------------------------------------------
 
 
 def result(
-    scenario: Scenario, examples: list[Example], seconds: float, unrun: int, harness_error: str = "", depth: int = 1
+    scenario: Scenario,
+    examples: list[Example],
+    seconds: float,
+    unrun: int,
+    harness_error: str = "",
+    depth: int = 1,
+    models: tuple[str, ...] = ("kill",),
 ) -> ScenarioResult:
     """The verdict over all examples of a scenario. unrun: planned cells that were never tried."""
     harness_error = harness_error or next((e.harness_error for e in examples if e.harness_error), "")
     reason = next((e.reason for e in examples if e.reason), "")
-    model = ModelResult(
-        crash_points=sum(e.plan.crash_points for e in examples),
-        cells=sum(len(e.cells) for e in examples),
-        kills=sum(cell.variant not in ("rebuilt", "computed") for e in examples for cell, _ in e.cells),
-        trees=sum(len(e.facts) for e in examples),
-        unique_states=sum(len(e.seen) for e in examples),
-        skipped=sum(e.plan.skipped + sum(f["skipped"] for f in e.facts.values()) for e in examples) + unrun,
-    )
-    model.exhaustive = not model.skipped and not reason
-    violations = _violations(scenario, examples)
-    violated = {v.guarantee for v in violations}
+    violations = _violations(scenario, examples, models)
+    shown = {model: {v.guarantee for v in violations if v.model in (model, "kill")} for model in models}
+    for model in models:
+        for example in examples:
+            shown[model] |= example.losses[model].violated() if model in example.losses else set()
     untried = sum(f["skipped"] for e in examples for f in e.facts.values())
-    if untried and not violated:
+    if untried and not any(shown.values()):
         reason = reason or f"recovery timed out, so {untried} trees were not tried; give it more time with --timeout"
-    model.guarantees = _verdicts(scenario, examples, violated, bool(reason or harness_error), unrun)
+    walked = {model: _walked(examples, model, unrun, bool(reason)) for model in models}
+    for model, found in walked.items():
+        unfinished = unrun or (model != "kill" and any(_unfinished(e, model) for e in examples))
+        unknown = bool(reason or harness_error)
+        found.guarantees = _verdicts(scenario, examples, model, shown[model], unknown, bool(unfinished))
     made = ScenarioResult(
         name=scenario.name,
         verdict="held",
         as_expected=False,
         reason=reason,
         operations=max((len(e.states) - 1 for e in examples if e.states), default=0),
-        sequences=sum(bool(e.cells) for e in examples),
+        sequences=sum(bool(e.cells or e.losses) for e in examples),
         seconds=round(seconds, 3),
-        models={"kill": model},
+        models=walked,
         nested=Nested(
             depth=depth,
             cells=sum(e.inner for e in examples),
             unique_states=sum(len(e.seen_inner - e.seen) for e in examples),
-            closed=_closed(examples, depth),
+            closed=_closed(examples, depth) if "kill" in models else None,
         ),
         violations=violations,
         self_proofs=sum(e.self_proofs for e in examples),
@@ -423,8 +82,41 @@ def result(
     )
     _steps(made, scenario, examples)
     _notes(made, scenario, examples)
-    _conclude(made, scenario, violated, any(e.reason and not e.prepared["fault"] for e in examples))
+    _conclude(made, scenario, shown, any(e.reason and not e.prepared["fault"] for e in examples))
     return made
+
+
+def _walked(examples: list[Example], model: str, unrun: int, unknown: bool) -> ModelResult:
+    """How much was tried under a model."""
+    points = sum(e.plan.crash_points for e in examples)
+    if model == "kill":
+        made = ModelResult(
+            crash_points=points,
+            cells=sum(len(e.cells) for e in examples),
+            kills=sum(cell.variant not in ("rebuilt", "computed") for e in examples for cell, _ in e.cells),
+            trees=sum(len(e.facts) for e in examples),
+            unique_states=sum(len(e.seen) for e in examples),
+            skipped=sum(e.plan.skipped + sum(f["skipped"] for f in e.facts.values()) for e in examples) + unrun,
+        )
+        made.exhaustive = not made.skipped and not unknown
+        return made
+    walks = [e.losses[model] for e in examples if model in e.losses]
+    made = ModelResult(
+        crash_points=points,
+        cells=sum(walk.states for walk in walks),
+        trees=sum(len({tree for tree, _ in walk.seen}) for walk in walks),
+        unique_states=sum(len(walk.seen) for walk in walks),
+        nested=sum(walk.nested for walk in walks),
+        skipped=min(sum(walk.skipped for walk in walks), 1 << 53),
+    )
+    made.exhaustive = not unknown and bool(walks) and all(walk.exhaustive for walk in walks)
+    return made
+
+
+def _unfinished(example: Example, model: str) -> bool:
+    """Whether a walk was begun and did not come to its end, or never begun."""
+    walk = example.losses.get(model)
+    return not example.reason and (walk is None or walk.finished < walk.shards)
 
 
 def _closed(examples: list[Example], depth: int) -> int | None:
@@ -434,29 +126,33 @@ def _closed(examples: list[Example], depth: int) -> int | None:
     return depth if all(not e.frontier() for e in examples) else None
 
 
-def _conclude(made: ScenarioResult, scenario: Scenario, violated: set[str], unknown: bool) -> None:
-    """unknown: some example could not be judged, whatever the others showed."""
-    expected = scenario.expected("kill")
-    verdicts = set(made.models["kill"].guarantees.values())
-    if violated:
+def _conclude(made: ScenarioResult, scenario: Scenario, shown: dict[str, set[str]], unknown: bool) -> None:
+    """shown: the guarantees that broke, by model. unknown: some example could not be judged, whatever others showed."""
+    verdicts = {verdict for model in made.models.values() for verdict in model.guarantees.values()}
+    as_expected = {model: shown[model] == scenario.expected(model) for model in shown}
+    if any(shown.values()):
         made.verdict = "violated"
     elif made.reason or made.harness_error or "inconclusive" in verdicts:
         made.verdict = "inconclusive"
     elif "not reached" in verdicts:
         made.verdict = "not reached"
-        names = sorted(g for g, v in made.models["kill"].guarantees.items() if v == "not reached")
-        made.reason = f"no cell judged: {', '.join(names)}"
-    if unknown and violated and violated <= expected:
+        names = {g: 0 for model in made.models.values() for g, v in model.guarantees.items() if v == "not reached"}
+        made.reason = f"no cell judged: {', '.join(sorted(names))}"
+    if unknown and any(shown.values()) and all(shown[model] <= scenario.expected(model) for model in shown):
         made.verdict = "inconclusive"  # what was caught was expected, but not all could be judged
     judged = made.verdict == "violated" or not made.reason
-    made.as_expected = violated == expected and judged and not unknown and not made.harness_error
-    missing = sorted(expected - violated)
+    made.as_expected = all(as_expected.values()) and judged and not unknown and not made.harness_error
+    missing = [
+        f"{guarantee}{f' under {model}' if len(shown) > 1 else ''}"
+        for model, broken in shown.items()
+        for guarantee in sorted(scenario.expected(model) - broken)
+    ]
     if missing and not made.reason:
         made.reason = f"expected to be violated, but was not: {', '.join(missing)}"
 
 
 def _verdicts(
-    scenario: Scenario, examples: list[Example], violated: set[str], unknown: bool, unrun: int
+    scenario: Scenario, examples: list[Example], model: str, violated: set[str], unknown: bool, unrun: bool
 ) -> dict[str, GuaranteeVerdict]:
     verdicts: dict[str, GuaranteeVerdict] = {}
     for guarantee in GUARANTEES:
@@ -467,50 +163,87 @@ def _verdicts(
             verdicts[guarantee] = "violated"
         elif unknown or unrun:
             verdicts[guarantee] = "inconclusive"
-        elif any(example.judged.get(guarantee) for example in examples):
+        elif any(_judged(example, model).get(guarantee) for example in examples):
             verdicts[guarantee] = "held"
         else:
             verdicts[guarantee] = "not reached"
     return verdicts
 
 
-def _violations(scenario: Scenario, examples: list[Example]) -> list[Violation]:
-    found: dict[tuple[str, str], Violation] = {}
-    expected = scenario.expected("kill")
+def _judged(example: Example, model: str) -> dict[str, int]:
+    """How many states were judged on each guarantee."""
+    if model == "kill":
+        return example.judged
+    return example.losses[model].judged if model in example.losses else {}
+
+
+def _violations(scenario: Scenario, examples: list[Example], models: tuple[str, ...]) -> list[Violation]:
+    found: dict[tuple[str, ...], Violation] = {}
     for example in examples:
-        name = example_id(example.ops)
         if example.prepared["fault"]:
             guarantee, wanted, observed = example.prepared["fault"]
-            end = Cell(len(example.events), "", 0, "group")
-            found.setdefault(
-                (guarantee, "acked"),
-                Violation(
-                    id=cell_id(scenario.name, name, end, "kill"), guarantee=guarantee, model="kill",
-                    expected=guarantee in expected, count=1, point="after the ack, in a run without a crash", where="",
-                    acked=len(example.states) - 1, wanted=wanted, observed=observed, hint=example.prepared["problem"],
-                ),
-            )  # fmt: skip
-        for fault, cell, facts in sorted(example.faults, key=_order):
-            key = (fault.guarantee, example.cause(cell, facts))
-            if key in found:
-                found[key].count += 1
-                continue
-            found[key] = Violation(
-                id=cell_id(scenario.name, name, cell, "kill"), guarantee=fault.guarantee, model="kill",
-                expected=fault.guarantee in expected, count=1,
-                point=place(example.events, cell, facts["before"], facts.get("then", "")),
-                where=example.where(cell, facts), acked=facts["acks"], wanted=fault.wanted, observed=fault.observed,
-                hint=_HINTS[fault.guarantee],
-            )  # fmt: skip
-    return sorted(found.values(), key=lambda v: (v.expected, GUARANTEES.index(v.guarantee)))
+            end = Cell(len(example.events), "", 0, "group", model=models[0])
+            made = _violation(example, Fault(guarantee, wanted, observed), end, len(example.states) - 1)
+            made.point, made.hint = "after the ack, in a run without a crash", example.prepared["problem"]
+            found.setdefault((guarantee, "acked"), made)
+        for fault, cell, facts in sorted(example.faults, key=order):
+            _add(found, (fault.guarantee, example.cause(cell, facts)), example, fault, cell, facts)
+        for model, losses in example.losses.items():
+            for fault, cell, facts in losses.kept_all() if "kill" not in models else ():
+                _add(found, (model, fault.guarantee, str(facts["where"])), example, fault, cell, facts)
+            for cause in losses.counted():
+                _add_cause(found, example, cause)
+    return sorted(found.values(), key=lambda v: (v.expected, GUARANTEES.index(v.guarantee), models.index(v.model)))
+
+
+def _violation(example: Example, fault: Fault, cell: Cell, acked: int) -> Violation:
+    scenario = example.scenario
+    return Violation(
+        id=cell_id(scenario.name, example_id(example.ops), cell, cell.model), guarantee=fault.guarantee,
+        model=cell.model, expected=fault.guarantee in scenario.expected(cell.model), count=1, point="", where="",
+        acked=acked, wanted=fault.wanted, observed=fault.observed, hint=_HINTS[fault.guarantee],
+    )  # fmt: skip
+
+
+def _add(
+    found: dict[tuple[str, ...], Violation],
+    key: tuple[str, ...],
+    example: Example,
+    fault: Fault,
+    cell: Cell,
+    facts: dict[str, Any],
+) -> None:
+    if key in found:
+        found[key].count += 1
+        return
+    made = found[key] = _violation(example, fault, cell, facts["acks"])
+    made.point = place(example.events, cell, facts["before"], facts.get("then", ""))
+    made.where = example.where(cell, facts) if cell.model == "kill" else str(facts["where"])
+
+
+def _add_cause(found: dict[tuple[str, ...], Violation], example: Example, cause: Cause) -> None:
+    key = (cause.cell.model, cause.fault.guarantee, str(bool(cause.cell.inner)), *sorted(cause.marks))
+    if key in found:
+        found[key].count += cause.number
+        return
+    made = found[key] = _violation(example, cause.fault, cause.cell, cause.facts["acks"])
+    made.count = cause.number
+    made.point = place(example.events, cause.cell, cause.facts["before"], cause.facts.get("then", ""))
+    story = cause.story
+    made.where, made.lost, made.kept, made.barrier = story["where"], story["lost"], story["kept"], story["barrier"]
+    if made.barrier:
+        made.hint = f"missing: {made.barrier}{f', {made.where}' if made.where else ''}"
 
 
 def find(examples: list[Example], identity: str) -> tuple[Example, Cell | None]:
     """The example and cell that a violation's id names; no cell when the run without a crash showed it."""
     for example in examples:
         name = example_id(example.ops)
-        for _, cell, _ in example.faults:
-            if cell_id(example.scenario.name, name, cell, "kill") == identity:
+        cells = [cell for _, cell, _ in example.faults]
+        for losses in example.losses.values():
+            cells += [cause.cell for cause in losses.causes] + [cell for _, cell, _ in losses.kept_all()]
+        for cell in cells:
+            if cell_id(example.scenario.name, name, cell, cell.model) == identity:
                 return example, cell._replace(variant="group") if cell.variant == "computed" else cell
     return next(e for e in examples if e.prepared["fault"]), None
 

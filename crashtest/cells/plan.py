@@ -36,6 +36,11 @@ class Cell(NamedTuple):
     variant: str
     #: nested crashes: where each recovery is killed in turn, as (cut, kind, torn)
     inner: tuple[tuple[int, str, int], ...] = ()
+    model: str = "kill"
+    #: the units that the last crash loses, by name (`persist.states`); what an outer one lost is in `before`
+    lost: tuple[tuple[int, int], ...] = ()
+    #: with a nested crash: the units that the first crash lost, where it was a power cut; None: it was a kill
+    lost_first: tuple[tuple[int, int], ...] | None = None
 
 
 class Plan(NamedTuple):
@@ -132,12 +137,15 @@ def cell_id(name: str, example: str, cell: Cell, model: str) -> str:
     point = f"{cell.cut}{_VARIANTS[cell.variant]}" + "".join(f">{cut}" for cut, _, _ in cell.inner)
     torn = [cell.torn, *(torn for _, _, torn in cell.inner)]
     loss = short_hash(f"torn at {torn}") if any(torn) else "none"
+    if cell.lost or cell.lost_first:
+        loss = short_hash(f"lost {cell.lost_first} {cell.lost}")
     return f"{name}/{example}/{point}/{model}/{loss}"
 
 
 def place(events: list[Event], cell: Cell, before: str, then: str = "") -> str:
     """Where the crash struck, in words that follow "died": "before rename(a.tmp -> a)". then: and recovery after it."""
     parts = []
+    power = cell.model != "kill"
     if cell.cut and cell.cut <= len(events) and isinstance(events[cell.cut - 1], Ack):
         parts.append(f"after {events[cell.cut - 1].describe()}")
     if cell.torn:
@@ -156,5 +164,8 @@ def place(events: list[Event], cell: Cell, before: str, then: str = "") -> str:
     if cell.inner:
         torn = cell.inner[-1][2]
         died = f"inside {then}, with {torn} bytes written" if torn else f"before {then}"
-        words += f"; then recovery died {died}"
+        if power:
+            words += f"; then the power was cut {f'before {then}' if then else 'after the end'} in recovery"
+        else:
+            words += f"; then recovery died {died}"
     return words

@@ -150,16 +150,18 @@ class Cells:
         cell.update({"tree": digest, "new": {digest: facts}, "extra": extra, "inner": [], "scratch": False})
         return cell
 
-    def settle(self, disk: Tree, acks: list[bytes], alone: bool) -> dict[str, Any]:
+    def settle(self, disk: Tree, acks: list[bytes], alone: bool, on_disk: bool = True) -> dict[str, Any]:
         """Recover what is on disk (its tree is `disk`) and kill that recovery, unless that tree is known already.
 
-        alone: in processes of its own (`batch.py`); the states that killing recovery leaves are for batches.
+        alone: in processes of its own (`batch.py`); the states that killing recovery leaves are for batches. on_disk:
+        it lies there already.
         """
-        digest, scratch = disk.digest(), self.bench.scratch()
+        digest, scratch = disk.digest(), self.bench.scratch() if on_disk else ""
         if scratch:  # recovery may look there too, so the same tree beside other leftovers is another state
             digest += f"+{scratch}"
-        self._fresh = {}
         if not self._walked(digest, 1):
+            if not on_disk:
+                self.bench.restore(disk)
             self._learn(digest, disk, 1, alone)
         inner: list[dict[str, Any]] = []
         if (digest, len(acks)) not in self._settled:
@@ -167,9 +169,21 @@ class Cells:
             self._collect(digest, [], acks, inner, {digest})
             for one in {digest: 0, **{below["tree"]: 0 for below in inner}}:
                 self._make_sure(one, len(acks))
-        new = {key: {k: v for k, v in facts.items() if k[0] != "_"} for key, facts in self._fresh.items()}
+        new = self.fresh()
         extra = self._extra_of(digest, acks)
         return {"tree": digest, "new": new, "extra": extra, "inner": inner, "scratch": bool(scratch)}
+
+    def fresh(self) -> dict[str, dict[str, Any]]:
+        """What was learnt since it was last asked for, for a message."""
+        fresh, self._fresh = self._fresh, {}
+        return {key: {k: v for k, v in facts.items() if k[0] != "_"} for key, facts in fresh.items()}
+
+    def forget(self, digest: str, acked: int) -> None:
+        """Let a tree be recovered anew."""
+        self.known.pop(digest, None)
+        self._settled.discard((digest, acked))
+        for remembered in (self._observed, self._again):
+            remembered.clear()
 
     def _extra_of(self, digest: str, acks: list[bytes]) -> dict[str, Any]:
         facts = self.known[digest]
@@ -226,7 +240,7 @@ class Cells:
         What would be a violation by itself, and a sample, is done again in processes of its own.
         """
         record = level < self.depth
-        batch = self._batch(record)
+        batch = self.batch(record)
         if batch is None:
             return None
         try:
@@ -246,7 +260,7 @@ class Cells:
             self._compare(facts, level)
         return facts, trace
 
-    def _batch(self, record: bool) -> Batch | None:
+    def batch(self, record: bool) -> Batch | None:
         batch = self._batches.get(record)
         if batch is not None and batch.served >= ENOUGH:
             self._drop(record)
@@ -347,7 +361,7 @@ class Cells:
         if known is None:
             if first.observe_changed:
                 self.bench.restore(first.tree)
-            second = self.bench.restart(self._observed, batch=self._batch(False) if batch is not None else None)
+            second = self.bench.restart(self._observed, batch=self.batch(False) if batch is not None else None)
             known = self._again[digest] = {"failure": second.failure, "observed": second.value}
         return known
 
@@ -399,7 +413,7 @@ class Cells:
         `kill`.
         """
         self.bench.timed_out = False
-        tree, acks = self._state(cut, torn)
+        tree, acks = self.state(cut, torn)
         self.bench.restore(tree)
         depth = self.depth
         if compare:
@@ -409,7 +423,7 @@ class Cells:
         self.depth = depth
         return self._timed({**found, "acks": len(acks)}, alone)
 
-    def _state(self, cut: int, torn: int) -> tuple[Tree, list[bytes]]:
+    def state(self, cut: int, torn: int) -> tuple[Tree, list[bytes]]:
         """The tree and the acks at a cut of the recorded run; cheap where cuts are asked for in order."""
         if cut < self._at:
             self._at, self._tree, self._acked = 0, self.first.copy(), []

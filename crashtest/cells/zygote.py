@@ -21,12 +21,15 @@ from typing import Any
 
 from crashtest import wire
 from crashtest.cells.forker import BecomeForker, become, end_all
+from crashtest.cells.judge import Expected
+from crashtest.cells.power import Bounds, Power
 from crashtest.cells.prepare import prepare
 from crashtest.cells.realise import Bench
 from crashtest.cells.recoveries import Cells, Unbatchable
 from crashtest.cells.supervise import Abandoned, Crash, reap_all
 from crashtest.errors import HarnessError, UsageError
 from crashtest.observe import bpf
+from crashtest.persist.models import MODELS
 from crashtest.persist.tree import Tree, remove
 from crashtest.scenario import Scenario, load
 from crashtest.trace import from_plain
@@ -45,6 +48,7 @@ class Zygote:
         self.scenarios: dict[str, Scenario] = {}
         self.bench: Bench | None = None
         self.cells: Cells | None = None
+        self.power: Power | None = None
 
     def serve(self) -> None:
         while True:
@@ -80,7 +84,7 @@ class Zygote:
             raise UsageError(f"there is no scenario {request['scenario']} in this file any more")
         if self.cells is not None:
             self.cells.close()
-            self.cells = None
+            self.cells = self.power = None
         if self.bench is None or self.bench.scenario is not scenario:
             if self.bench is not None:
                 self.bench.close()
@@ -115,6 +119,29 @@ class Zygote:
         assert self.cells is not None
         alone = bool(request.get("alone"))
         return {"cells": [self.cells.rebuild(cut, torn, request["compare"], alone) for cut, torn in request["cells"]]}
+
+    def do_power(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Begin the walk of one shard of the states that a power cut may leave."""
+        index, of = request["shard"]
+        self.power = self._power(request, (index, of))
+        return {}
+
+    def do_power_more(self, request: dict[str, Any]) -> dict[str, Any]:
+        assert self.power is not None
+        return self.power.more()
+
+    def do_power_again(self, request: dict[str, Any]) -> dict[str, Any]:
+        return self._power(request, (0, 1)).again(request["cell"])
+
+    def do_reduce(self, request: dict[str, Any]) -> dict[str, Any]:
+        assert self.cells is not None
+        expected = Expected(self.cells.states, request["names"], request["glances"])
+        return self._power(request, (0, 1)).reduce(request["cell"], request["guarantee"], expected)
+
+    def _power(self, request: dict[str, Any], shard: tuple[int, int]) -> Power:
+        assert self.cells is not None
+        per_cut, total = request["bounds"]
+        return Power(self.cells, MODELS[request["model"]], Bounds(per_cut, total), request["seed"], shard)
 
     def end(self, orderly: bool = False) -> None:
         """Leave nothing behind; orderly: the main process asked for the end, and does the rest."""

@@ -53,6 +53,7 @@ class Image:
 
     def add(self, file: int, node: Node) -> None:
         """A new file, without a name."""
+        self.tree.reserve(file)
         self.unnamed[file] = node
         self.links[file] = 0
         self._own.add(file)

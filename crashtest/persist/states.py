@@ -96,7 +96,10 @@ class State:
 
 
 class Walk:
-    """The crash states of a trace under a model, as an iterable. first: the state before it, which is durable."""
+    """The crash states of a trace under a model, as an iterable. first: the state before it, which is durable.
+
+    begin: only cuts after so many events are looked at.
+    """
 
     def __init__(
         self,
@@ -106,12 +109,14 @@ class Walk:
         *,
         limits: Limits = Limits(),  # noqa: B008 - a tuple
         seed: int = 0,
+        begin: int = 0,
     ) -> None:
         self.first = first
         self.events = events
         self.model = model
         self.limits = limits
         self.seed = seed
+        self.begin = begin
         self.coverage = Coverage()
         self._seen: set[bytes] = set()
         #: by cut: losses tried, as masks over a small window
@@ -133,7 +138,8 @@ class Walk:
         begun = coverage.walked
         room = self.limits.total - begun
         room = room if last else (room + 1) // 2
-        cuts = 1 + sum(isinstance(event, Ack) or (isinstance(event, Op) and event.changes) for event in self.events)
+        looked_at = self.events[self.begin :]
+        cuts = 1 + sum(isinstance(event, Ack) or (isinstance(event, Op) and event.changes) for event in looked_at)
         for at, (history, fresh) in enumerate(self._cuts(), 1):
             if level == 1:
                 coverage.cuts += 1
@@ -156,9 +162,12 @@ class Walk:
         change was possible before it, with as many acks; so was any after a sync, which only shrinks the window.
         """
         history = History(self.first, self.events, self.model)
-        yield history, None
+        if not self.begin:
+            yield history, None
         for event in self.events:
             history.step()
+            if history.cut <= self.begin:
+                continue
             if isinstance(event, Ack):
                 yield history, None
             elif isinstance(event, Op) and event.changes:

@@ -87,6 +87,10 @@ class Tree:
         self._next += 1
         return self._next - 1
 
+    def reserve(self, file: int) -> None:
+        """An id that is taken: no new file gets it."""
+        self._next = max(self._next, file + 1)
+
     def copy(self) -> Tree:
         new = Tree()
         new.nodes, new.parents = dict(self.nodes), dict(self.parents)
@@ -201,7 +205,7 @@ class Tree:
         self.nodes[op.file] = node
         self._own.add(op.file)
         self._digest = ""
-        self._next = max(self._next, op.file + 1)
+        self.reserve(op.file)
         if bound:
             self._bind(op.dir, op.name, op.file)
         return node

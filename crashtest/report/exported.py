@@ -13,6 +13,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from crashtest.cells.plan import Cell
 from crashtest.errors import UsageError, quoted
 from crashtest.report import story
 from crashtest.report.words import MEANING, count
@@ -38,7 +39,7 @@ def test_{name}() -> None:
         kind={kind},
         torn={torn},
         variant={variant},
-        nested={nested},
+        nested={nested},{losses}
         depth={depth},
     )
 '''
@@ -66,8 +67,16 @@ def source(record: Record, file: Path, label: str, target: Path) -> str:
         docstring=_docstring(record, label), name=_test(record), file=literal(relative),
         scenario=literal(record.function), guarantee=literal(record.guarantee), model=literal(record.model), ops=ops,
         cut=cut, point=_plain(record.point), kind=literal(cell.kind), torn=cell.torn, variant=literal(cell.variant),
-        nested=literal([tuple(place) for place in cell.inner]), depth=record.depth,
+        nested=literal([tuple(place) for place in cell.inner]), depth=record.depth, losses=_losses(cell),
     )  # fmt: skip
+
+
+def _losses(cell: Cell) -> str:
+    """The arguments that say what a power cut lost; none for a kill."""
+    if cell.model == "kill":
+        return ""
+    first = "" if cell.lost_first is None else f"\n        lost_first={literal(list(cell.lost_first))},"
+    return f"\n        lost={literal(list(cell.lost))},{first}"
 
 
 def literal(value: Any) -> str:

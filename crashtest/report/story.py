@@ -14,7 +14,7 @@ from pathlib import Path
 
 from crashtest.report import words
 from crashtest.report.words import argument, safe
-from crashtest.verdict import RunResult, RunStarted, ScenarioResult, Violation
+from crashtest.verdict import ModelResult, RunResult, RunStarted, ScenarioResult, Violation
 
 #: a line is pieces of text, each with a style ("" or a colour and weight as rich names them)
 Line = tuple[tuple[str, str], ...]
@@ -83,30 +83,44 @@ def full(violation: Violation, report_dir: Path | None) -> Iterator[Line]:
     if meaning:
         yield field("promise", meaning)
     yield from operations(violation)
-    yield field("died", safe(violation.point), "bold")
-    if violation.where:
+    cut = violation.model != "kill"
+    yield field("cut" if cut else "died", safe(violation.point), "bold")
+    if violation.where and not cut:
         yield field("in", safe(violation.where))
+    yield from losses(violation)
     yield field("acked", words.count(violation.acked, "operation"))
     yield field("wanted", safe(violation.wanted))
     yield field("found", safe(violation.observed))
-    for lost in violation.lost:
-        yield field("lost", safe(lost))
     if violation.count > 1:
         yield field("seen", f"{violation.count} times; this is the earliest")
-    if violation.hint:
+    if violation.hint and not violation.barrier:
         yield field("hint", safe(violation.hint), "cyan")
     if report_dir is not None:
         yield replay_line(violation.id, report_dir)
 
 
+def losses(violation: Violation) -> Iterator[Line]:
+    """What a power cut took away, what it left that came later, and the sync that is missing between the two."""
+    for lost in violation.lost:
+        yield field("lost", safe(lost), "bold")
+    for kept in violation.kept:
+        yield field("kept", safe(kept))
+    if violation.barrier:
+        place = f", {safe(violation.where)}" if violation.where else ""
+        yield field("missing", f"{safe(violation.barrier)}{place}", "cyan")
+
+
 def compact(violation: Violation, report_dir: Path) -> Iterator[Line]:
     """An expected violation in four lines."""
-    place = f", in {safe(violation.where)}" if violation.where else ""
+    cut = violation.model != "kill"
+    place = f", in {safe(violation.where)}" if violation.where and not cut else ""
+    how = "power cut" if cut else "died"
     yield (
         (f"  {safe(violation.guarantee)}", "green"),
-        (f" is violated under {safe(violation.model)}, as expected: died {safe(violation.point)}{place}", ""),
+        (f" is violated under {safe(violation.model)}, as expected: {how} {safe(violation.point)}{place}", ""),
     )
     yield from operations(violation)
+    yield from losses(violation)
     yield field("wanted", safe(violation.wanted))
     again = f"  (the earliest of {violation.count})" if violation.count > 1 else ""
     yield field("found", safe(violation.observed) + again)
@@ -123,6 +137,9 @@ def scenario_line(result: ScenarioResult, width: int = 0) -> Line:
     word = words.mark(result)
     walked = [words.count(result.sequences, "sequence")] if result.sequences > 1 else []
     for name, model in result.models.items():
+        if name != "kill":
+            walked.append(f"{safe(name)}: {power_figures(model)}")
+            continue
         figures = (
             f"{words.count(model.crash_points, 'point')}, {words.count(model.cells, 'cell')}, "
             f"{words.count(model.unique_states, 'state')}"
@@ -144,6 +161,17 @@ def scenario_line(result: ScenarioResult, width: int = 0) -> Line:
         (f"{safe(result.name):<{width}}", "bold" if word not in ("held", "caught") else ""),
         ("  " + ", ".join(walked), "dim"),
     )
+
+
+def power_figures(model: ModelResult) -> str:
+    """How many states of a power cut were judged, and of how many."""
+    figures = words.count(model.cells, "state")
+    if model.nested:
+        figures += f" + {model.nested} in recovery"
+    if model.exhaustive:
+        return f"{figures}, all that are possible"
+    missing = f"{model.skipped:,}" if model.skipped < 1_000_000 else f"about 10^{len(str(model.skipped)) - 1}"
+    return f"{figures}, {missing} more losses not tried"
 
 
 def _alone(result: ScenarioResult) -> str:

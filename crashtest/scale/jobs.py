@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from crashtest.cells.matrix import Example
+from crashtest.cells.example import Example
+from crashtest.cells.judge import Fault
 from crashtest.cells.plan import Cell
 from crashtest.explore.generate import Source
 from crashtest.scenario import Scenario
@@ -29,6 +30,14 @@ class Task:
     answers: list[dict[str, Any]] = field(default_factory=list)
     error: BaseException | None = None
     alone: bool = False
+    #: a walk of the states that a power cut may leave: its model, and which shard of how many
+    model: str = ""
+    shard: tuple[int, int] = (0, 1)
+    coverage: dict[str, Any] | None = None
+    #: the answers are a part of what is to come
+    more: bool = False
+    #: a fault to be reduced to the fewest lost changes
+    fault: tuple[Fault, Cell, dict[str, Any]] | None = None
 
 
 class Shrunk:
@@ -69,6 +78,7 @@ class Job:
     sequences: list[list[str] | None]
     source: Source | None = None
     depth: int = 2
+    models: tuple[str, ...] = ("kill",)
     goal: str = ""
     #: places (`before`) where its goal is likely to be reached: they are tried first
     likely: frozenset[tuple[str, str]] = frozenset()
@@ -124,6 +134,9 @@ class Job:
         """Nothing more will come: whatever waits for its turn is judged."""
         for arrived in self._arrived.values():
             arrived.rest()
+        for example in self.examples:
+            for losses in example.losses.values():
+                losses.judge()
 
     def violated(self) -> set[str]:
         """The guarantees that some cell broke, so far."""
@@ -133,6 +146,8 @@ class Job:
 def broken(example: Example) -> set[str]:
     """The guarantees that this sequence of operations breaks, as far as its cells were judged."""
     found = {fault.guarantee for fault, _, _ in example.faults}
+    for losses in example.losses.values():
+        found |= losses.violated()
     return found | set(example.prepared["fault"][:1])
 
 

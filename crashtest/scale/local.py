@@ -22,7 +22,8 @@ from typing import Any
 import psutil
 
 from crashtest import wire
-from crashtest.cells.matrix import Example, result
+from crashtest.cells.example import Example
+from crashtest.cells.matrix import result
 from crashtest.cells.plan import Cell, cell_id, example_id
 from crashtest.cells.recoveries import Unbatchable
 from crashtest.config import Settings
@@ -224,6 +225,9 @@ class Runner:
             return
         assert task.example is not None
         slot.serve(task.example, timeout, job.depth)
+        if task.do in ("power", "power_again", "reduce"):
+            self._cut(slot, task, task.example)
+            return
         if task.do == "kill":
 
             def recorded(cell: Cell) -> bool:
@@ -262,6 +266,31 @@ class Runner:
             {**_told(example, cell), **facts} for cell, facts in zip(cells, slot.ask(request)["cells"], strict=True)
         ]
 
+    def _cut(self, slot: Slot, task: Task, example: Example) -> None:
+        """The walk of a shard, told part by part; or one state again; or one reduced."""
+        request: dict[str, Any] = {"model": task.model, "seed": self.settings.seed}
+        request["bounds"] = [max(8, min(256, self.settings.losses)), self.settings.losses]
+        if task.do != "power":
+            cell = task.cells[0] if task.fault is None else task.fault[1]
+            request["cell"] = {
+                "cut": cell.cut, "lost": list(cell.lost), "path": [list(place) for place in cell.inner],
+                "lost_first": None if cell.lost_first is None else list(cell.lost_first),
+            }  # fmt: skip
+            if task.fault is not None:
+                reduced = {"guarantee": task.fault[0].guarantee, "names": example.prepared["names"]}
+                request.update({**reduced, "glances": example.prepared["glances"]})
+            task.answers = [slot.ask({**request, "do": task.do})]
+            if task.fault is None:
+                task.coverage = {"skipped": "0", "exhaustive": False, "nested": 0, "nested_complete": False}
+            return
+        slot.ask({**request, "do": "power", "shard": list(task.shard)})
+        while True:
+            answer = slot.ask({"do": "power_more"})
+            if answer["done"] or self._ending or task.job.dropped or self.stopped:
+                task.answers, task.coverage = answer["cells"], answer.get("coverage")
+                return
+            self._results.put(replace(task, answers=answer["cells"], more=True))
+
     # -- bookkeeping, in the main thread -------------------------------------------------------------------------
 
     def _give(self, task: Task, first: bool = False) -> None:
@@ -273,10 +302,10 @@ class Runner:
 
     def _take(self, task: Task) -> None:
         job = task.job
-        self._out -= 1
+        self._out -= not task.more
         if job.dropped:
             return
-        job.open_tasks -= 1
+        job.open_tasks -= not task.more
         if task.example is not None and task.example.void:
             return
         if isinstance(task.error, Unbatchable):
@@ -294,6 +323,12 @@ class Runner:
             example = Example(job.scenario, task.ops, task.answers[0], self.seccomp)
             job.take_example(example)
             self._try_all(job, example)
+        elif task.do in ("power", "power_again"):
+            assert task.example is not None
+            self._take_cuts(job, task, task.example)
+        elif task.do == "reduce":
+            assert task.example is not None and task.fault is not None
+            task.example.walk(task.model).take_reduced(*task.fault, task.answers[0])
         elif task.do == "kill":
             assert task.example is not None
             for cell, facts in zip(task.cells, task.answers, strict=True):
@@ -319,15 +354,17 @@ class Runner:
                     task.example.confirm_by_kill(cell, facts, answer)
                 else:
                     task.example.confirm(cell, facts, answer)
-        if not job.open_tasks and task.do != "rebuild" and not job.slow:
+        if not job.open_tasks and not job.slow:
             job.take_rest()
             if not job.goal:
                 self._confirm(job)
+                self._reduce(job)
 
     def _try_all(self, job: Job, example: Example) -> None:
         """Give out all cells of an example, the most telling first: they are judged in the order of the plan."""
-        cells = example.plan.cells if self._only is None else self._only
+        cells = self._planned(job, example)
         first = self.settings.first
+        self._walk(job, example)
         if job.rebuilt:
             cells = [cell for cell in cells if cell.variant in ("group", "rebuilt")]
         if job.likely:
@@ -339,10 +376,55 @@ class Runner:
         for at in reversed(range(0, len(cells), CHUNK)):
             self._give(Task(job, "kill", example, cells=cells[at : at + CHUNK]), first=True)
 
+    def _planned(self, job: Job, example: Example) -> list[Cell]:
+        """The cells that are kills, or made like one."""
+        if self._only is not None:
+            return [cell for cell in self._only if cell.model == "kill"]
+        return example.plan.cells if "kill" in job.models else []
+
+    def _walk(self, job: Job, example: Example) -> None:
+        """Give out the states that a power cut may leave, as many shards as there are slots."""
+        if example.reason or not self.seccomp:
+            return
+        if self._only is not None:
+            for cell in self._only:
+                if cell.model != "kill":
+                    example.walk(cell.model).shards += 1
+                    self._give(Task(job, "power_again", example, cells=[cell], model=cell.model))
+            return
+        for model in job.models:
+            if model != "kill":
+                of = len(self._slots)
+                example.walk(model).shards += of
+                for index in range(of):
+                    self._give(Task(job, "power", example, model=model, shard=(index, of)))
+
+    def _take_cuts(self, job: Job, task: Task, example: Example) -> None:
+        for told in task.answers:
+            if told["timed_out"] and task.do == "power":
+                cell = Cell(told["cut"], "", 0, "group", model=task.model, lost=tuple(map(tuple, told["lost"])))
+                if not told["again"]:
+                    example.walk(task.model).shards += 1
+                    self._give(Task(job, "power_again", example, cells=[cell], model=task.model))
+                continue
+            example.take_cut(task.model, told)
+        if task.coverage is not None:
+            example.walk(task.model).finish(task.coverage)
+        if job.goal:
+            job.take_rest()
+
+    def _reduce(self, job: Job) -> None:
+        """Reduce the next fault of each walk to the fewest lost changes; what is told is of one cause then."""
+        for example in job.examples:
+            for model, losses in example.losses.items():
+                fault = losses.next_to_reduce() if not example.harness_error else None
+                if fault is not None:
+                    self._give(Task(job, "reduce", example, model=model, fault=fault))
+
     def _without_batches(self, job: Job, example: Example, words: str) -> None:
         """Recovery remembers something from one state to the next: judge the example anew, each in its own process."""
         example.void = True
-        job.planned -= len(example.plan.cells if self._only is None else self._only)
+        job.planned -= len(self._planned(job, example))
         job.slow = [(one, cell) for one, cell in job.slow if one is not example]
         anew = Example(job.scenario, example.ops, example.prepared, self.seccomp)
         anew.remembers = words
@@ -382,7 +464,8 @@ class Runner:
         unrun, depth = job.planned - job.tried, job.depth if self.seccomp else 1
         if self.stopped and not job.error and not job.usage and len(job.examples) < len(job.sequences):
             unrun = max(unrun, 1)
-        made = result(job.scenario, job.examples, time.monotonic() - job.started, unrun, job.error, depth)
+        spent = time.monotonic() - job.started
+        made = result(job.scenario, job.examples, spent, unrun, job.error, depth, job.models)
         if job.usage:
             made.usage_error, made.as_expected = True, False
             made.reason = job.usage.removeprefix(f"{job.scenario.name}: ")
@@ -476,6 +559,10 @@ def run(scenarios: list[Scenario], files: dict[str, Path], settings: Settings, e
     Raises `HarnessError` when nothing can run here. An interruption ends everything and comes back as a result.
     """
     seccomp = _observation(settings)
+    if not seccomp:
+        if "kill" not in settings.models:
+            raise UsageError("power cuts need the record of system calls; leave --observation steps out")
+        settings = replace(settings, models=("kill",))
     for scenario in scenarios:
         scenario.allow_outside = (*scenario.allow_outside, *settings.allow_outside)
     jobs = [_job(scenario, files[scenario.file], settings) for scenario in scenarios]
@@ -486,9 +573,9 @@ def _job(scenario: Scenario, file: Path, settings: Settings) -> Job:
     """A scenario with its sequences drawn; one whose `ops` cannot be used gets the reason instead."""
     try:
         source = Source(scenario, settings.seed, settings.examples, settings.report_dir / "examples", settings.remember)
-        return Job(scenario, file, source.sequences(), source, settings.depth)
+        return Job(scenario, file, source.sequences(), source, settings.depth, settings.models)
     except UsageError as error:
-        return Job(scenario, file, [], usage=str(error))
+        return Job(scenario, file, [], models=settings.models, usage=str(error))
 
 
 def _run(
@@ -551,8 +638,8 @@ def _first_notes(directory: RunDirectory, seccomp: bool) -> list[str]:
         notes.append(f"removed the states of {len(directory.cleaned)} earlier runs that were killed")
     if not seccomp:
         notes.append(
-            "observed by named steps alone: crashes inside other calls and in other programs are not tried, and "
-            "records do not prove themselves"
+            "observed by named steps alone: crashes inside other calls and in other programs are not tried, nor are "
+            "power cuts, and records do not prove themselves"
         )
     return notes
 
@@ -580,16 +667,18 @@ def again(record: stored.Record, file: Path, label: str, settings: Settings, emi
         raise UsageError(f"{quoted(label)} has no scenario {quoted(record.function)} any more")
     seccomp = _observation(settings)
     scenario.allow_outside = (*scenario.allow_outside, *settings.allow_outside)
-    cells = [record.crash()._replace(inner=())] if record.cell is not None else []
-    settings = replace(settings, seed=record.seed, depth=1 + len(record.crash().inner))
-    job = Job(scenario, file, [record.ops], depth=settings.depth)
+    crash = record.crash()
+    cells = [crash._replace(inner=()) if crash.model == "kill" else crash] if record.cell is not None else []
+    depth, models = 1 + len(record.crash().inner), (record.model,)
+    settings = replace(settings, seed=record.seed, depth=depth, models=models)
+    job = Job(scenario, file, [record.ops], depth=settings.depth, models=models)
     made = _run([job], settings, seccomp, emit, cells)
     notes = [] if made.stopped else stored.differences(record, file, job.examples)
     here = [v for one in made.scenarios for v in one.violations if (v.id, v.guarantee) == (record.id, record.guarantee)]
     if here:
         made.scenarios[0].violations = here
     elif not made.stopped:
-        job = Job(scenario, file, [record.ops], depth=record.depth)
+        job = Job(scenario, file, [record.ops], depth=record.depth, models=models)
         made = _run([job], replace(settings, depth=job.depth), seccomp, emit, None, keep=False)
         for one in made.scenarios:
             one.violations = [v for v in one.violations if v.guarantee in (record.guarantee, "recovers")]

@@ -136,8 +136,22 @@ class _Search:
             for fault, cell, facts in example.faults
             if fault.guarantee == guarantee
         ]
+        self._models: tuple[str, ...] = ("kill",)
+        if not shown:  # a power cut alone shows it
+            cuts = [
+                (model, len(cell.inner))
+                for example in self._job.examples
+                for model, losses in example.losses.items()
+                for fault, cell, _ in losses.faults
+                if fault.guarantee == guarantee
+            ]
+            self._models = tuple(dict.fromkeys(model for model, _ in cuts)) or ("kill",)
+            self._depth = 1 + min((inner for _, inner in cuts), default=0)
         self._failed = []
-        self._depth = 1 + min((len(cell.inner) for _, cell, _ in shown), default=0)  # 1: the workload alone is killed
+        if shown:
+            self._depth = 1 + min(
+                (len(cell.inner) for _, cell, _ in shown), default=0
+            )  # 1: the workload alone is killed
         self._likely = frozenset(before(example, cell) for example, cell, _ in shown)
         self._rebuilt = any(
             example.seccomp and example.can_be_rebuilt(cell, facts)
@@ -155,7 +169,7 @@ class _Search:
         self._emit(Shrinking(name=self._job.scenario.name, runs=self._runs, operations=len(ops)))
         candidate = Job(
             self._job.scenario, self._job.file, [ops], depth=self._depth, goal=guarantee, likely=self._likely,
-            rebuilt=self._rebuilt,
+            rebuilt=self._rebuilt, models=self._models,
         )  # fmt: skip
         try:
             self._judge(candidate, self._until)

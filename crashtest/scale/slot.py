@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 
 from crashtest import wire
-from crashtest.cells.matrix import Example
+from crashtest.cells.example import Example
 from crashtest.cells.recoveries import Unbatchable
 from crashtest.errors import HarnessError, UsageError
 from crashtest.scale.rundir import TOKEN, RunDirectory

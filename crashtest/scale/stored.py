@@ -24,7 +24,8 @@ from typing import Any
 import msgspec
 
 from crashtest import __version__
-from crashtest.cells.matrix import Example, find
+from crashtest.cells.example import Example
+from crashtest.cells.matrix import find
 from crashtest.cells.plan import Cell, short_hash
 from crashtest.config import Settings
 from crashtest.errors import UsageError, quoted
@@ -66,6 +67,9 @@ class Record(msgspec.Struct, kw_only=True):
     ops: list[str] | None
     #: [cut, kind, torn, variant, nested places], or None: shown by the run without a crash
     cell: tuple[int, str, int, str, list[tuple[int, str, int]]] | None
+    #: a power cut: the units it lost, by name; and those that the first of two crashes lost, None if it was a kill
+    lost: list[tuple[int, int]] = []
+    lost_first: list[tuple[int, int]] | None = None
     depth: int = 2
     observation: str = ""
     timeout: float = 0.0
@@ -90,9 +94,10 @@ class Record(msgspec.Struct, kw_only=True):
     def crash(self) -> Cell:
         """The cell to try again. Only for a record that has one."""
         if self.cell is None:
-            return Cell(0, "", 0, "group")
+            return Cell(0, "", 0, "group", model=self.model)
         cut, kind, torn, variant, inner = self.cell
-        return Cell(cut, kind, torn, variant, tuple(inner))
+        first = None if self.lost_first is None else tuple(self.lost_first)
+        return Cell(cut, kind, torn, variant, tuple(inner), self.model, tuple(self.lost), first)
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------
@@ -117,7 +122,10 @@ def write(job: Job, made: ScenarioResult, settings: Settings) -> list[Path]:
 
 def _record(job: Job, violation: Violation, settings: Settings, project: _Project) -> Record:
     example, cell = find(job.examples, violation.id)
-    facts = next((facts for _, c, facts in example.faults if c == cell), None)
+    shown = list(example.faults)
+    for losses in example.losses.values():
+        shown += [*losses.faults, *((cause.fault, cause.cell, cause.facts) for cause in losses.causes)]
+    facts = next((facts for _, c, facts in shown if c == cell), None)
     tree = example.facts.get(facts["tree"]) if facts is not None else None
     room = _Room(CONTENTS)
     kept = example.events[:EVENTS]
@@ -135,6 +143,8 @@ def _record(job: Job, violation: Violation, settings: Settings, project: _Projec
         file=str(job.file), project_file=project.file, content=project.content, commit=project.commit,
         changed=project.changed, seed=settings.seed, ops=example.ops,
         cell=None if cell is None else (*cell[:4], list(cell.inner)), depth=job.depth,
+        lost=[] if cell is None else list(cell.lost),
+        lost_first=None if cell is None or cell.lost_first is None else list(cell.lost_first),
         observation="seccomp" if example.seccomp else "steps", timeout=settings.timeout, acked=violation.acked,
         point=violation.point, where=violation.where, wanted=violation.wanted, observed=violation.observed,
         value=value, states=states, first=first, events=[event.describe() for event in kept], trace=trace,
@@ -277,7 +287,8 @@ def _problem(record: Record) -> str:
         parse(op)
     if record.cell is not None:
         cut, _, torn, variant, inner = record.cell
-        if variant not in _VARIANTS or min([cut, torn, *(n for c, _, t in inner for n in (c, t))]) < 0:
+        lost = [n for name in [*record.lost, *(record.lost_first or [])] for n in name]
+        if variant not in _VARIANTS or min([cut, torn, *lost, *(n for c, _, t in inner for n in (c, t))]) < 0:
             return "its cell is no place of a crash"
     return ""
 
@@ -302,14 +313,22 @@ def differences(record: Record, file: Path, examples: Iterable[Example]) -> list
 def _first_difference(record: Record, events: list[Event]) -> list[str]:
     """Where the recorded run leaves the stored one, if that is before the place of the crash."""
     until = record.crash().cut + 1 if record.cell is not None else len(record.events)
-    then, now = record.events[:until], [event.describe() for event in events[:until]]
-    for number, (old, new) in enumerate(zip_longest(then, now, fillvalue="its end")):
-        if _alike(old) != _alike(new):
+    then = [(words, _kind(event)) for words, event in zip(record.events, record.trace, strict=False)][:until]
+    now = [(event.describe(), _kind(to_plain(event))) for event in events[:until]]
+    end = ("its end", "")
+    for number, (old, new) in enumerate(zip_longest(then, now, fillvalue=end)):
+        if (old[1], *_alike(old[0])) != (new[1], *_alike(new[0])):
             return [
-                f"the recorded run is not the stored one: event {number + 1} is {quoted(new, 300)}, and was "
-                f"{quoted(old, 300)}"
+                f"the recorded run is not the stored one: event {number + 1} is {quoted(new[0], 300)}, and was "
+                f"{quoted(old[0], 300)}"
             ]
     return []
+
+
+def _kind(event: Any) -> str:
+    """What sort of event this is: the kind of a change, else Step or Ack. event: as `trace.to_plain` gives it."""
+    tag, first = (*event[:2], "")[:2] if isinstance(event, list) else ("", "")
+    return str(first if tag == "Op" else tag)
 
 
 def _alike(words: str) -> tuple[str, str]:

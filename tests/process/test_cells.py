@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from crashtest.cells.matrix import Example
+from crashtest.cells.example import Example
 from crashtest.cells.plan import Cell
 from crashtest.errors import HarnessError
 from crashtest.scale.slot import Slot

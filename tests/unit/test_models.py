@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from crashtest.persist.history import History
 from crashtest.persist.models import COVERS, KILL, MODELS, POSIX, Model, Unit, barrier, describe, posix_durable
 from crashtest.persist.states import window_at
 from crashtest.persist.tree import Tree
@@ -310,6 +311,16 @@ def synced_mapping(model: Model) -> bool:
     return sorted(state["f"] for state in left(disk, model)) == wanted
 
 
+def mapping_then_size(model: Model) -> bool:
+    """Data that were durable before their size are there when the size is."""
+    disk = durable(f=b"")
+    disk.truncate("f", 512)
+    disk.write("f", 0, b"1" * 512)
+    disk.sync("msync", "f")
+    disk.sync("fdatasync", "f")
+    return left(disk, model) == [{"f": b"1" * 512}]
+
+
 def synced_directory(model: Model) -> bool:
     disk = durable(a=OLD)
     disk.create("f")
@@ -429,6 +440,18 @@ def temporary_name_taken_again(model: Model) -> bool:
     return {"f": OLD, "temp": b""} in left(disk, model)
 
 
+def made_durable_after_it_was_moved(model: Model) -> bool:
+    """A file gets its first durable name when a later move of it and a new file in its place are there already."""
+    disk = two_directories()
+    disk.create("x/t", NEW)
+    disk.fsync("x/t")
+    disk.rename("x/t", "y/f")
+    disk.rename("y/f", "y/g")
+    disk.create("y/f")
+    disk.fsync("x")
+    return all(NEW in state.values() for state in left(disk, model))
+
+
 def emptied_directory_removed(model: Model) -> bool:
     disk = two_directories()
     disk.rename("x/f", "y/f")
@@ -466,6 +489,7 @@ PROMISES: list[Callable[[Model], bool]] = [
     data_synced_file,
     synced_range,
     synced_mapping,
+    mapping_then_size,
     synced_directory,
     data_synced_directory,
     synced_attributes,
@@ -481,6 +505,7 @@ PROMISES: list[Callable[[Model], bool]] = [
     removal_synced,
     old_name_taken_again,
     temporary_name_taken_again,
+    made_durable_after_it_was_moved,
     emptied_directory_removed,
     directories_moved_into_each_other,
     directory_has_one_name,
@@ -538,6 +563,17 @@ MUTANTS: dict[str, Model] = {
 @pytest.mark.parametrize("name", MUTANTS)
 def test_each_rule_of_posix_is_held_by_a_promise(name: str) -> None:
     assert not all(promise(MUTANTS[name]) for promise in PROMISES)
+
+
+@pytest.mark.parametrize("broken", ["_settle", "_resize_base"])
+def test_what_the_history_keeps_for_the_model_is_needed(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it a promise fails: moves become ties when their file gets durable; a durable size shows durable data."""
+    instead: dict[str, Callable[..., None]] = {
+        "_settle": lambda self, file: self._durable.add(file),
+        "_resize_base": lambda self, file, size: self.base.change(file).data.extend(bytes(size)),
+    }
+    monkeypatch.setattr(History, broken, instead[broken])
+    assert not all(promise(POSIX) for promise in [made_durable_after_it_was_moved, mapping_then_size])
 
 
 def test_kill_loses_nothing() -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from crashtest.errors import HarnessError
-from crashtest.persist.tree import ROOT, Tree, remove
+from crashtest.persist.models import POSIX
+from crashtest.persist.states import Walk
+from crashtest.persist.tree import ROOT, Node, Tree, remove
 from crashtest.trace import Op
 
 
@@ -119,3 +121,11 @@ def test_what_cannot_be_listed_is_removed_all_the_same(tmp_path: Path) -> None:
     (tmp_path / "closed").chmod(0o000)
     remove(str(tmp_path))
     assert os.listdir(tmp_path) == []
+
+
+def test_a_new_file_never_gets_the_id_of_one_that_a_model_knows() -> None:
+    events = [Op("create", 7, dir=0, name="a", mode=0o644, call="openat", path="a")]
+    first = Tree()
+    first.nodes[0] = Node("d", 0o755, 0, 0)
+    (state,) = [one for one in Walk(first, events, POSIX) if one.tree.lookup("a") is not None]
+    assert state.tree.copy().new_id() == 8

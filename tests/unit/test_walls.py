@@ -76,6 +76,7 @@ LEAN: set[str] = {
     "crashtest.cells.supervise",
     "crashtest.cells.realise",
     "crashtest.cells.batch",
+    "crashtest.cells.power",
     "crashtest.cells.recoveries",
 }
 # Packages above lean modules: their __init__ alone is lean.

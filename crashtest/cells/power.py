@@ -1,0 +1,295 @@
+"""Power cuts in the zygote: the states that a model allows, recovered, and the power cut again in recovery.
+
+Guarantees: every state comes from `persist.states.Walk` over the recorded run, or over that run followed by a recorded
+recovery; each tree is recovered once. Two kinds of nested cut: the worker is killed, recovery runs, and then the power
+goes, so that what the run had not synced can still be lost; and the power goes, recovery runs on what was left, and
+the power goes again. A recovery that finished has shown a state, which must outlive a cut after it. Nested cuts are a
+sample within stated limits. Judges only to reduce a loss to the fewest changes; verdicts are the main process's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from crashtest.cells import judge
+from crashtest.cells.batch import Unfit
+from crashtest.cells.plan import kind_of
+from crashtest.cells.realise import Restarted, summary
+from crashtest.cells.recoveries import Cells
+from crashtest.persist.models import Model, barrier, describe
+from crashtest.persist.states import Limits, Name, Walk, reduced, state_of, window_at
+from crashtest.persist.tree import Tree
+from crashtest.trace import Ack, Event, Op, Step, crash_points
+
+#: seconds after which what has been found is sent
+TURN = 0.3
+#: units of which a story tells
+TOLD = 6
+
+
+class Bounds(NamedTuple):
+    """How much is tried of one example: losses at one cut and in all, cuts in one recovery, and recoveries cut."""
+
+    per_cut: int
+    total: int
+    per_recovery: int = 24
+    recoveries: int = 24
+
+
+class Root(NamedTuple):
+    """What a cut is made in: a first state that is durable, the events from it, and how many of them came before
+    recovery began (0: it is the recorded run itself). shown: what a finished recovery observed. outer: its tree."""
+
+    first: Tree
+    events: list[Event]
+    begin: int = 0
+    shown: str = ""
+    outer: str = ""
+    #: the last event stands for the end of recovery
+    ended: bool = False
+
+
+class Power:
+    """The walk of one model over one example, or one shard of it: trees are shared out by their digests."""
+
+    def __init__(self, cells: Cells, model: Model, bounds: Bounds, seed: int, shard: tuple[int, int]) -> None:
+        self.cells = cells
+        self.model = model
+        self.bounds = bounds
+        self.seed = seed
+        self.shard = shard
+        self.nested = 0
+        self.nested_complete = True
+        limits = Limits(per_cut=bounds.per_cut, total=bounds.total)
+        self.walk = Walk(cells.first, cells.events, model, limits=limits, seed=seed)
+        self.acks = [f"{int(e.same)}{e.value}".encode() for e in cells.events if isinstance(e, Ack)]
+        self._work = self._all()
+
+    def more(self) -> dict[str, Any]:
+        """What came of the next states, as a message; `done` when there are no more."""
+        until = time.monotonic() + TURN
+        found: list[dict[str, Any]] = []
+        for one in self._work:
+            if one is not None:
+                found.append(one)
+            if time.monotonic() > until:
+                return {"cells": found, "done": False}
+        coverage = self.walk.coverage
+        told = {
+            "walked": coverage.walked,
+            "losses": str(coverage.losses),
+            "skipped": str(coverage.skipped),
+            "exhaustive": coverage.exhaustive,
+            "nested": self.nested,
+            "nested_complete": self.nested_complete,
+        }
+        return {"cells": found, "done": True, "coverage": told}
+
+    # -- the states ----------------------------------------------------------------------------------------------
+
+    def _all(self) -> Iterator[dict[str, Any] | None]:
+        roots: list[tuple[int, list[Name] | None, Tree]] = []
+        depth, self.cells.depth = self.cells.depth, 1
+        try:
+            number = 0
+            for number, state in enumerate(self.walk):
+                if int(state.digest[:8], 16) % self.shard[1] != self.shard[0]:
+                    yield None
+                    continue
+                lost = state.lost
+                if lost:
+                    roots.append((state.cut, lost, state.tree))
+                yield self._cell(number, state.cut, lost, state.tree)
+            if depth > 1:
+                yield from self._nested(number + 1, roots)
+        finally:
+            self.cells.depth = depth
+
+    def _nested(self, number: int, cuts: list[tuple[int, list[Name] | None, Tree]]) -> Iterator[dict[str, Any] | None]:
+        """Recovery after a kill, and recovery after a power cut, each cut by the power in turn."""
+        index, of = self.shard
+        kills = crash_points(self.cells.events)
+        chosen: list[tuple[int, list[Name] | None, Tree]] = [
+            (cut, None, self.cells.state(cut, 0)[0]) for cut in _spread(kills, self.bounds.recoveries)[index::of]
+        ]
+        chosen += _spread(cuts, self.bounds.recoveries // of)
+        self.nested_complete = max(len(kills), len(cuts) * of) <= self.bounds.recoveries
+        for cut, lost, tree in chosen:
+            told = self._cell(number, cut, lost or [], tree)
+            told["again"] = True
+            root = self.root(cut, lost, tree)
+            if root is not None:
+                told["inner"] = list(self._inner(root, told["acks"], told["new"]))
+                told["lost_first"] = lost
+                yield told
+            number += 1
+
+    def _inner(self, root: Root, acked: int, new: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """The states that a power cut in recovery, or after it, may leave. new: takes what is learnt of their trees."""
+        limits = Limits(per_cut=8, total=self.bounds.per_recovery)
+        walk = Walk(root.first, root.events, self.model, limits=limits, seed=self.seed, begin=root.begin)
+        for state in walk:
+            self.nested += 1
+            over = root.ended and state.cut == len(root.events)
+            found = self.cells.settle(state.tree, self.acks[:acked], alone=False, on_disk=False)
+            new.update(found["new"])
+            event = root.events[state.cut] if state.cut < len(root.events) - root.ended else None
+            before, where = summary(event)
+            yield {
+                "path": [[state.cut - root.begin, kind_of(root.events, state.cut), 0]], "lost": state.lost,
+                "tree": found["tree"], "extra": found["extra"], "outer": root.outer, "before": before, "where": where,
+                "step": event.name if isinstance(event, Step) else "", "shown": root.shown if over else None,
+                "marks": _marks(root.events, state.lost),
+            }  # fmt: skip
+        self.nested_complete = self.nested_complete and walk.coverage.exhaustive
+
+    def _cell(self, number: int, cut: int, lost: list[Name], tree: Tree) -> dict[str, Any]:
+        """Recover one state; told as a kill's is (`recoveries.py`)."""
+        self.cells.bench.timed_out = False
+        events = self.cells.events
+        acks = [e for e in events[:cut] if isinstance(e, Ack)]
+        event = events[cut] if cut < len(events) else None
+        before, where = summary(event)
+        found = self.cells.settle(tree, self.acks[: len(acks)], alone=False, on_disk=False)
+        return {
+            "number": number, "cut": cut, "lost": lost, "acks": len(acks), "before": before, "where": where, "step": "",
+            "timed_out": self.cells.bench.timed_out, "again": False, "marks": _marks(events, lost), **found,
+        }  # fmt: skip
+
+    def root(self, cut: int, lost: list[Name] | None, tree: Tree) -> Root | None:
+        """Recovery of a tree, recorded; lost: None after a kill, when what was not synced can still be lost."""
+        made = self._recorded(tree)
+        if made.trace is None or made.failure or made.timeout:
+            return None
+        shift = cut if lost is None else 0
+        recovery = [e._replace(began=e.began + shift) if isinstance(e, Op) else e for e in made.trace.events]
+        before = self.cells.events[:cut] if lost is None else []
+        first = self.cells.first if lost is None else tree
+        number = sum(isinstance(e, Ack) for e in before) + 1
+        return Root(first, [*before, *recovery, Ack(number)], shift, made.value, tree.digest(), True)
+
+    def _recorded(self, tree: Tree) -> Restarted:
+        bench, batch = self.cells.bench, self.cells.batch(True)
+        for one in (batch, None):
+            bench.restore(tree)
+            try:
+                return bench.restart(None, tree, one)
+            except Unfit:
+                continue
+        return Restarted("could not be recorded")
+
+    # -- one state again -----------------------------------------------------------------------------------------
+
+    def find(self, asked: dict[str, Any]) -> tuple[Root, int, Tree]:
+        """The root, the cut in it, and the tree of a state that was told of. Raises `HarnessError`, or `Unfit`."""
+        whole = Root(self.cells.first, self.cells.events)
+        cut, lost, path = asked["cut"], asked["lost"], asked["path"]
+        if not path:
+            return whole, cut, state_of(whole.first, whole.events, cut, lost, self.model)
+        first = asked["lost_first"]
+        tree = self.cells.state(cut, 0)[0]
+        if first is not None:
+            tree = state_of(whole.first, whole.events, cut, first, self.model)
+        root = self.root(cut, first, tree)
+        if root is None:
+            raise Unfit("recovery did not come to its end when it was to be cut by the power")
+        at = root.begin + path[-1][0]
+        return root, at, state_of(root.first, root.events, at, lost, self.model)
+
+    def again(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """One state, recovered in processes of its own with nothing remembered."""
+        root, at, tree = self.find(asked)
+        return {**self._alone(root, at, tree, asked["cut"]), "number": 0, "again": False}
+
+    def _alone(self, root: Root, at: int, tree: Tree, cut: int) -> dict[str, Any]:
+        cells = self.cells
+        cells.bench.timed_out = False
+        acked = sum(isinstance(e, Ack) for e in cells.events[:cut])
+        cells.forget(tree.digest(), acked)
+        depth, cells.depth = cells.depth, 1
+        try:
+            found = cells.settle(tree, self.acks[:acked], alone=True, on_disk=False)
+        finally:
+            cells.depth = depth
+        over = root.ended and at == len(root.events)
+        return {**found, "acks": acked, "shown": root.shown if over else None, "timed_out": cells.bench.timed_out}
+
+    def reduce(self, asked: dict[str, Any], guarantee: str, expected: judge.Expected) -> dict[str, Any]:
+        """The fewest lost units with which a state still breaks the guarantee, told in words."""
+        root, at, _ = self.find(asked)
+
+        def bad(_: list[Name], tree: Tree) -> bool:
+            return guarantee in broken(self.cells, expected, self._alone(root, at, tree, asked["cut"]))
+
+        lost = reduced(root.first, root.events, at, asked["lost"], self.model, bad)
+        tree = state_of(root.first, root.events, at, lost, self.model)
+        facts = self._alone(root, at, tree, asked["cut"])
+        return {**facts, "lost": lost, "marks": _marks(root.events, lost), "story": self.story(root, at, lost)}
+
+    def story(self, root: Root, at: int, lost: list[Name]) -> dict[str, Any]:
+        """What was lost, what later thing was kept, and the sync that is missing between them, in words."""
+        units = {unit.name: unit for unit in window_at(root.first, root.events, at, self.model)}
+        gone = [units[name] for event, part in lost for name in [(event, part)]]
+        if not gone:
+            return {"lost": [], "kept": [], "barrier": "", "where": ""}
+        words = [f"{describe(unit)}{_in(unit.op.where)}" for unit in gone[:TOLD]]
+        words += [f"and {len(gone) - TOLD} more"] if len(gone) > TOLD else []
+        taken = {unit.event for unit in gone}
+        first, last = min(taken), max(taken)
+        later = [(n, e) for n, e in enumerate(root.events[:at]) if n > first and n not in taken]
+        kept = [f"{e.describe()}{_in(e.where)}" for n, e in later if isinstance(e, Op) and e.changes and n > last][:2]
+        acks = [e for n, e in later if isinstance(e, Ack) and n > last]
+        if acks:
+            ended = root.ended and at == len(root.events)
+            kept.append("the end of recovery" if ended else f"{acks[0].describe()}{_in(acks[0].where)}")
+        missing = dict.fromkeys(filter(None, (barrier(unit, self.model) for unit in gone)))
+        barriers = [
+            f"{made.call} {'' if ' ' in made.call else 'of '}{made.path}" if made.path else made.call
+            for made in missing
+        ]
+        until = next(
+            (e.where for n, e in later if n > last and (isinstance(e, Ack) or (isinstance(e, Op) and e.changes))), ""
+        )
+        after = root.events[last]
+        place = getattr(after, "where", "")
+        between = f"after {_line(place)}" if place else ""
+        between += f"{' and ' if between else ''}before {_line(until)}" if until and until != place else ""
+        return {
+            "lost": words, "kept": kept, "barrier": " and ".join(dict.fromkeys(barriers)), "where": between,
+        }  # fmt: skip
+
+
+def broken(cells: Cells, expected: judge.Expected, facts: dict[str, Any]) -> set[str]:
+    """The guarantees that a state breaks."""
+    tree = facts["new"].get(facts["tree"]) or cells.known[facts["tree"]]
+    _, found = judge.faults(cells.bench.scenario, expected, tree, facts["acks"], facts["extra"])
+    names = {fault.guarantee for fault in found}
+    if facts["shown"] is not None and not names & {"recovers", "atomic", "durable", "ordered"}:
+        fault = judge.shown_fault(facts["shown"], tree["failure"], tree["observed"])
+        names |= {fault.guarantee} if fault is not None else set()
+    return names
+
+
+def _in(where: str) -> str:
+    return f", in {_line(where)}" if where else ""
+
+
+def _line(where: str) -> str:
+    """The innermost line of the program alone: a story names several places."""
+    return where.partition(" < ")[0]
+
+
+def _marks(events: list[Event], lost: list[Name]) -> list[str]:
+    """The calls, with their places in the program, that issued what was lost: what makes two losses alike."""
+    found = {event for event, _ in lost}
+    ops = [op for number in sorted(found) if isinstance(op := events[number], Op)]
+    return sorted({f"{op.call} {op.where}" for op in ops})
+
+
+def _spread(items: list[Any], number: int) -> list[Any]:
+    """At most so many of them, evenly spread."""
+    if len(items) <= number:
+        return items
+    return [items[(2 * at + 1) * len(items) // (2 * number)] for at in range(number)]
