@@ -1,7 +1,8 @@
 """`git commit` writes objects, index and branch with hardly a sync: a power cut can take the repository with it.
 
-A change is staged and then committed. Killed anywhere, git keeps the old commit or the new one, but it leaves `index.lock`
-or `HEAD.lock` behind, and the next commit refuses to start until somebody removes it (`live`). When the power is cut:
+A change is staged and then committed. Killed anywhere, git keeps the old commit or the new one, but it leaves
+`index.lock` or `HEAD.lock` behind, and the next commit refuses to start until somebody removes it (`live`). When the
+power is cut:
 
 - with git's defaults (`core.fsync=committed,-loose-object`) the new branch may name a commit whose objects are empty
   (`recovers`), and a commit that was reported may be gone (`durable`);

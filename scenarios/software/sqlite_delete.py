@@ -1,12 +1,13 @@
 """SQLite with its rollback journal (`journal_mode=DELETE`): what each setting of `synchronous` survives.
 
-Old pages are copied to `shop.db-journal`, the database file is changed, and deleting the journal is the commit. The first
-to open the database after a crash finds a hot journal and rolls it back, so recovery is nothing but looking. Killed, all
-four settings keep every transaction whole and none that was committed is lost. When the power is cut:
+Old pages are copied to `shop.db-journal`, the database file is changed, and deleting the journal is the commit. The
+first to open the database after a crash finds a hot journal and rolls it back, so recovery is nothing but looking.
+Killed, all four settings keep every transaction whole and none that was committed is lost. When the power is cut:
 
 - OFF syncs nothing: the database may be damaged, half a transaction may be there, commits may be gone.
 - NORMAL and FULL sync the journal, with its name, before the database, and the database before the journal is deleted.
-  That deletion itself is not synced: if it is lost, the journal is hot again and takes the last commit back (`durable`).
+  That deletion itself is not synced: if it is lost, the journal is hot again and takes the last commit back
+  (`durable`).
 - EXTRA syncs the directory after the deletion: everything holds.
 
 NORMAL differs from FULL in one sync between the journal's pages and the header that counts them. SQLite's documentation

@@ -1,8 +1,8 @@
 """SQLite with a write-ahead log (`journal_mode=WAL`): what each setting of `synchronous` survives.
 
 New pages are appended to `shop.db-wal`, each frame with a checksum that includes those before it; a commit is a frame
-that says so. The first to open the database after a crash takes the frames up to the last whole commit; the last to close
-it moves them into the database. Killed, all four settings keep every transaction. When the power is cut:
+that says so. The first to open the database after a crash takes the frames up to the last whole commit; the last to
+close it moves them into the database. Killed, all four settings keep every transaction. When the power is cut:
 
 - OFF syncs nothing, also not before frames are moved: damage, half transactions, lost commits.
 - NORMAL syncs the log before its frames are moved and the database before the log is used again, not at a commit:
