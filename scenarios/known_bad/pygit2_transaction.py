@@ -5,8 +5,8 @@ writes and renames them one after the other, with no record of the whole. A cras
 refs moved for good. The cure is outside libgit2: log the whole change durably before the first ref moves,
 and redo it at start.
 
-When the power is cut, a finished transaction may be gone as well (`durable`), and a ref that was renamed may have
-lost its content: libgit2 syncs neither the new ref nor its directory.
+When the power is cut, a finished transaction may be gone as well (`durable`), and a ref that was renamed may have lost
+its content: libgit2 syncs neither the new ref nor its directory.
 """
 
 import subprocess

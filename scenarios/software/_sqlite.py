@@ -31,6 +31,11 @@ def deliveries() -> list[tuple[str, int]]:
     return [("pear", 1), ("plum", 7)]
 
 
+def one_delivery() -> list[tuple[str, int]]:
+    """Enough to see what is lost; recovery with a log takes many steps, and each of them is crashed."""
+    return deliveries()[:1]
+
+
 def trade(synchronous: str, run: Run) -> None:
     """Each delivery changes a row in either table, on pages of their own; long notes, so that it takes many sectors."""
     connection = connect(synchronous, run.dir)

@@ -56,7 +56,11 @@ def history(directory: Path) -> dict[str, str]:
     }
 
 
-@scenario(setup=repository, guarantees=DEFAULT | {"live"})
+@scenario(
+    setup=repository,
+    guarantees=DEFAULT | {"live"},
+    expect={"kill": {"live"}, "posix": {"recovers", "durable", "live"}},
+)
 def git_commit(run: Run) -> None:
     commit(run)
 
@@ -65,7 +69,7 @@ git_commit.ops(subjects)
 git_commit.observe(history)
 
 
-@scenario(setup=repository_fsync_all)
+@scenario(setup=repository_fsync_all, expect={"posix": {"recovers", "durable"}})
 def git_commit_fsync_all(run: Run) -> None:
     commit(run)
 

@@ -15,7 +15,7 @@ from functools import partial
 from crashtest import DEFAULT, Run, scenario
 
 from . import _sqlite
-from ._sqlite import deliveries, inventory, trade
+from ._sqlite import deliveries, inventory, one_delivery, trade
 
 shop = partial(_sqlite.shop, "WAL")
 
@@ -25,7 +25,7 @@ def wal_off(run: Run) -> None:
     trade("OFF", run)
 
 
-wal_off.ops(deliveries)
+wal_off.ops(one_delivery)
 wal_off.observe(partial(inventory, "OFF"))
 
 
@@ -34,7 +34,7 @@ def wal_normal(run: Run) -> None:
     trade("NORMAL", run)
 
 
-wal_normal.ops(deliveries)
+wal_normal.ops(one_delivery)
 wal_normal.observe(partial(inventory, "NORMAL"))
 
 
@@ -52,5 +52,5 @@ def wal_extra(run: Run) -> None:
     trade("EXTRA", run)
 
 
-wal_extra.ops(deliveries)
+wal_extra.ops(one_delivery)
 wal_extra.observe(partial(inventory, "EXTRA"))
