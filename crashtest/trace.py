@@ -31,7 +31,10 @@ NAME_CHANGES = frozenset(
 DATA_CHANGES = frozenset({"write", "truncate", "allocate"})
 ATTRIBUTE_CHANGES = frozenset({"chmod", "chown", "utimes", "setxattr", "removexattr"})
 CHANGES = NAME_CHANGES | DATA_CHANGES | ATTRIBUTE_CHANGES
-#: kinds that change no byte but decide what a power cut may lose; recorded when they have completed
+#: kinds that change no byte but decide what a power cut may lose; recorded when they have completed. `file` is what
+#: was synced, -1 for everything (sync, syncfs); `offset` and `size` its range, size 0 for all of it, or all from
+#: `offset` on (sync_file_range). A synchronous write is two events: the write, and an fsync or fdatasync of its range
+#: with the same `call`. What was in effect when `began` events had happened is covered, and nothing later
 SYNCS = frozenset({"fsync", "fdatasync", "sync", "syncfs", "sync_file_range", "msync"})
 KINDS = CHANGES | SYNCS
 
@@ -83,6 +86,9 @@ class Op(NamedTuple):
             return f"{self.call}({self.path}, {len(self.data)} bytes at {self.offset})"
         if self.kind in ("truncate", "allocate"):
             return f"{self.call}({self.path}, to {self.size} bytes)"
+        if self.kind in SYNCS and self.size:
+            kind = "" if self.kind == self.call else f"{self.kind} of "
+            return f"{self.call}({self.path}, {kind}{self.size} bytes at {self.offset})"
         if self.kind == "chmod":
             return f"{self.call}({self.path}, {self.mode:o})"
         return f"{self.call}({self.path})"

@@ -63,7 +63,8 @@ class Forker:
     """The zygote's end of one. make_body: from a part's name and its texts to what a worker does; called in the worker.
 
     output: a descriptor for what workers print. program: the filter to run them under, or None. steps: they tell their
-    named steps (builtin: Python's own as well). Descriptors are plain numbers here: an object that is freed late in a
+    named steps (builtin: Python's own as well). stacks: they write their stacks when asked, and the program lets that
+    pass. Descriptors are plain numbers here: an object that is freed late in a
     worker would close the file that the user has under the same number by then. Raises `HarnessError` where the
     filter is refused.
     """
@@ -77,6 +78,7 @@ class Forker:
         program: bytes | None = None,
         steps: bool = False,
         builtin: bool = False,
+        stacks: bool = False,
     ) -> None:
         pairs = [os.pipe() for _ in range(4)]
         self.result, self.ack, self.step, self.stack = (reading for reading, _ in pairs)
@@ -87,22 +89,24 @@ class Forker:
         #: without a filter every step and ack waits for the word to go on
         self.blocking = steps and program is None
         self.steps = steps
+        self.stacks = stacks
         #: a worker was forked and not all of its run has been cleared away
         self.in_use = False
         self.channels = {
             os.fstat(fd).st_ino: name
-            for fd, name in ((ack, "ack"), (step, "step"), (stack, "stack"), (result, "quiet"))
+            for fd, name in ((ack, "ack"), (step, "step"), (stack, "quiet"), (result, "quiet"))
         }
+        self.stack_inode = os.fstat(stack).st_ino
         pipes = Pipes(result, output, ack, step, stack, self._go, self.blocking)
         parent = os.getpid()
         self.pid = os.fork()
         if self.pid == 0:
             forkers.clear()  # they are the zygote's, whatever is closed on the way out of its frames
-            raise BecomeForker(lambda: _serve(line, pipes, make_body, cwd, program, steps, builtin, parent))
+            raise BecomeForker(lambda: _serve(line, pipes, make_body, cwd, program, steps, builtin, stacks, parent))
         forkers.add(self.pid)
         for fd in (result, ack, step, stack, line):
             os.close(fd)
-        for fd in (self.result, self.ack, self.step):
+        for fd in (self.result, self.ack, self.step, self.stack):
             os.set_blocking(fd, False)
         self.listener: Listener | None = None
         #: stops of the worker that came before its process id was known
@@ -131,9 +135,9 @@ class Forker:
         """Readable when the worker has ended: `ended` then says how."""
         return self._line
 
-    def fork(self, part: str, texts: list[str], end: str, stacks: bool) -> int:
+    def fork(self, part: str, texts: list[str], end: str) -> int:
         """Start a worker (`worker.live`); its process id. No text may hold a NUL."""
-        data = "\0".join([part, end, "stacks" if stacks else "", *texts]).encode()
+        data = "\0".join([part, end, *texts]).encode()
         data = len(data).to_bytes(8, "little") + data
         self.in_use = True
         os.ftruncate(self.output, 0)
@@ -185,7 +189,7 @@ class Forker:
         if not self.in_use:
             return
         self._word()
-        for fd in (self.result, self.ack, self.step):
+        for fd in (self.result, self.ack, self.step, self.stack):
             _empty(fd)
         if self.blocking:
             os.set_blocking(self._go, False)
@@ -236,13 +240,14 @@ def _serve(
     program: bytes | None,
     steps: bool,
     builtin: bool,
+    stacks: bool,
     parent: int,
 ) -> int:
     """Fork a worker for each request. Returns in a worker only, with its exit status."""
     bpf.die_with_parent(signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(75)
-    worker.settle(pipes, line_fd, steps, builtin)
+    worker.settle(pipes, line_fd, steps, builtin, stacks)
     line = socket.socket(fileno=line_fd)
     handlers = ending.mark()
     if program is None:

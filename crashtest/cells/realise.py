@@ -19,6 +19,7 @@ from crashtest.cells.forker import Forker
 from crashtest.cells.supervise import Crash, Outcome, Supervision
 from crashtest.errors import UsageError, quoted
 from crashtest.observe import bpf
+from crashtest.observe.stacks import DESCRIPTOR
 from crashtest.observe.syscalls import Recorder
 from crashtest.persist.tree import Tree, remove
 from crashtest.scenario import Scenario
@@ -94,7 +95,7 @@ class Bench:
         self._output = os.open(f"{root}/output", os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         self._path = Path(self.state)
         self._owner = os.getpid()
-        self._forkers: dict[tuple[bool, bool], Forker] = {}
+        self._forkers: dict[tuple[bool, bool, bool], Forker] = {}
 
     def close(self) -> None:
         """End the processes that fork; the bench cannot be used any more. Does nothing in a process forked from it."""
@@ -129,26 +130,36 @@ class Bench:
     def capture(self) -> Tree:
         return Tree.capture(self.state)
 
-    def forker(self, observed: bool = False, steps: bool = False) -> Forker:
+    def forker(self, observed: bool = False, steps: bool = False, stacks: bool = False) -> Forker:
         """A new process that forks workers for the parts of this scenario (`_body`)."""
+        program = self.program if observed else None
+        if stacks and program is not None:
+            program = bpf.program(passing=DESCRIPTOR)
         return Forker(
             self._body,
             cwd=f"{self.root}/home",
             output=self._output,
-            program=self.program if observed else None,
+            program=program,
             steps=steps,
             builtin=steps and self.program is None,
+            stacks=stacks and program is not None,
         )
 
-    def _forker(self, observed: bool, steps: bool) -> Forker:
+    def _forker(self, observed: bool, steps: bool, stacks: bool) -> Forker:
         """The one that is kept for such runs."""
-        kept = self._forkers.get((observed, steps))
+        kept = self._forkers.get((observed, steps, stacks))
         if kept is not None and kept.in_use:  # by a run that an error ended
             kept.close()
             kept = None
         if kept is None:
-            kept = self._forkers[observed, steps] = self.forker(observed, steps)
+            kept = self._forkers[observed, steps, stacks] = self.forker(observed, steps, stacks)
         return kept
+
+    def _end_stacks(self) -> None:
+        """Runs with stacks are few: what forks their workers is not kept."""
+        forker = self._forkers.pop((True, True, True), None)
+        if forker is not None:
+            forker.close()
 
     def _body(self, part: str, texts: list[str]) -> worker.Body:
         """In a worker: what it does. part, texts: as `_supervise` was given them."""
@@ -172,12 +183,13 @@ class Bench:
         end: str = "",
         observed: bool = False,
         steps: bool = False,
+        stacks: bool = False,
         forker: Forker | None = None,
         **more: Any,
     ) -> Supervision:
         """Start a part of the scenario ("workload" for the workload). texts: operations, or acked values."""
         return Supervision(
-            forker or self._forker(observed, steps),
+            forker or self._forker(observed, steps, stacks),
             part,
             texts or [],
             end=end or self.end,
@@ -228,6 +240,7 @@ class Bench:
             crash=crash,
             who="recovery",
         ).run()
+        self._end_stacks()
         made = self.part_result(name, out)
         made.tree, made.trace = self.capture(), out.trace
         made.proof = shadow.differences(made.tree)
@@ -356,6 +369,7 @@ class Bench:
             options["on_ack"] = lambda: kept.append(self.capture())
         supervision = self._supervise("workload", ops, **options)
         outcome = supervision.run()
+        self._end_stacks()
         self.timed_out = self.timed_out or outcome.end == "timeout"
         disk = self.capture()
         proof = shadow.differences(disk) if shadow is not None and not supervision.held() else []

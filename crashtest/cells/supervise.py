@@ -9,7 +9,6 @@ exceeds it is killed and says so.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import select
@@ -19,19 +18,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from crashtest.cells import worker
 from crashtest.cells.forker import Forker, forkers
 from crashtest.errors import HarnessError
 from crashtest.observe import bpf
-from crashtest.observe.calls import Message, Pending
+from crashtest.observe.finding import Message, Pending
 from crashtest.observe.listener import Stop
-from crashtest.observe.process import Gone, Processes, alive, children
+from crashtest.observe.process import Processes, alive, children
+from crashtest.observe.stacks import RESTART, Stacks
 from crashtest.observe.syscalls import Recorder
 from crashtest.trace import Ack, Event, Step, Trace
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_TGKILL = {"x86_64": 234, "aarch64": 131}
-_RESTART = 513  # ERESTARTNOINTR: with a signal pending, the handler runs and the call is made anew
+_EXECS = frozenset(number for number, name in bpf.call_names().items() if name.startswith("exec"))
 #: how long processes that outlive their workload may take to end by themselves, in seconds
 GRACE = 2.0
 #: how long a call of another thread may stay under way before it is taken as failed, in seconds
@@ -118,7 +115,6 @@ class Supervision:
         make_recorder: Callable[[dict[int, str]], Recorder] | None = None,
         state: str = "",
         who: str = "the workload",
-        stacks: bool = False,
         crash: Crash | None = None,
         on_ack: Callable[[], None] | None = None,
         on_lock: Callable[[int], None] | None = None,
@@ -132,13 +128,15 @@ class Supervision:
         self._on_ack = on_ack
         self._on_lock = on_lock
         self._but = but
-        self._stacks = stacks
         self._state = state or os.devnull
         self._who = who
         self._held: list[Stop] = []
         self._holding = False
         self._variant = ""
-        self._asked: dict[int, list[bytes]] = {}
+        #: stops that wait until the thread asked for its stack has stopped again
+        self._later: list[Stop] = []
+        #: where the events of a thread come from when there is no stack
+        self._places: dict[int, str] = {}
         self._answer = b""
         self._ack_bytes = b""
         self._killed = False
@@ -151,14 +149,15 @@ class Supervision:
         self._channels = forker.channels
         self._result, self._ack, self._go = forker.result, forker.ack, forker.go
         self._step = forker.step if forker.blocking else -1
-        self._poller = select.poll()
+        self._poller = select.epoll()
         watched = [forker.told, self._result, self._ack, self._step, control]
         for fd in watched if self._listener is None else [self._listener.fd, *watched]:
             if fd >= 0:
-                self._poller.register(fd, select.POLLIN)
+                self._poller.register(fd, select.EPOLLIN)
         self.recorder = make_recorder(self._channels) if make_recorder is not None else None
         self._processes = self.recorder.processes if self.recorder else Processes()
-        self.worker = forker.fork(part, texts, end, stacks)
+        self._stacks = Stacks(forker.stack, forker.stack_inode, self._processes) if forker.stacks else None
+        self.worker = forker.fork(part, texts, end)
 
     # -- the loop ----------------------------------------------------------------------------------------------
 
@@ -175,24 +174,33 @@ class Supervision:
         return self.out
 
     def _loop(self) -> None:
+        listener = self._listener
         early, self._forker.early = self._forker.early, []
-        for stop in early:
-            self._stopped(stop)
+        for first in early:
+            self._stopped(first)
             if self._killed:
                 return
         while True:
-            if time.monotonic() > self._deadline and not self._worker_gone:
+            left = self._deadline - time.monotonic()
+            if left < 0 and not self._worker_gone:
                 self.out.end = "timeout"
                 self._kill_group()
                 return
-            wait = 20 if self._worker_gone else max(1, min(1000, int(1000 * (self._deadline - time.monotonic())) + 1))
+            wait = 0.02 if self._worker_gone or self._later else min(1.0, left + 0.001)
             if self._on_lock is not None:
-                wait = min(wait, 500)
-            ready = self._poller.poll(wait)
-            if not ready and self._on_lock is not None and not self._worker_gone:
-                self._release_others()
+                wait = min(wait, 0.5)
+            ready = self._poller.poll(wait, 8)
+            if not ready:
+                self._nothing_came()
             for fd, flags in ready:
-                self._serve(fd, flags)
+                if listener is not None and fd == listener.fd and flags & select.EPOLLIN:
+                    stop = listener.receive()
+                    if stop is not None:
+                        self._stopped(stop)
+                        if self._later:
+                            self._go_on()
+                else:
+                    self._serve(fd, flags)
                 if self._killed:
                     return
             if self._worker_gone and self._others_done():
@@ -200,16 +208,16 @@ class Supervision:
             if self._in_turns and self._answer.endswith(b"\n"):
                 return
 
+    def _nothing_came(self) -> None:
+        if self._on_lock is not None and not self._worker_gone:
+            self._release_others()
+        if self._later and self._stacks is not None and not alive(self._stacks.asked):
+            self._stacks.told()
+            self._go_on()
+
     def _serve(self, fd: int, flags: int) -> None:
-        if self._listener is not None and fd == self._listener.fd:
-            if flags & select.POLLIN:
-                stop = self._listener.receive()
-                if stop is not None:
-                    self._stopped(stop)
-            else:
-                self._poller.unregister(fd)
-        elif fd == self._control:
-            if flags & (select.POLLHUP | select.POLLERR):
+        if fd == self._control:
+            if flags & (select.EPOLLHUP | select.EPOLLERR):
                 raise Abandoned
             self._poller.unregister(fd)  # a request waits there; it is read when this run is over
         elif fd == self._forker.told:
@@ -217,8 +225,8 @@ class Supervision:
             self._hear_of_end()
         elif fd == self._step:
             self._portable_step(flags)
-        elif not self._drain(fd):
-            self._poller.unregister(fd)
+        elif fd not in (self._result, self._ack) or not self._drain(fd):
+            self._poller.unregister(fd)  # the end of a pipe, or nobody is left under the filter
 
     def _drain(self, fd: int) -> bool:
         """Read a pipe of ours; False at its end."""
@@ -287,45 +295,69 @@ class Supervision:
         if self._holding:
             self._held.append(stop)
             return
-        recorder, listener = self.recorder, self._listener
+        recorder, listener, stacks = self.recorder, self._listener, self._stacks
         assert listener is not None
         if recorder is None:
             self._unrecorded(stop)
             return
-        if stop.thread in self._asked and self._stack_text(stop):
-            return
-        until = time.monotonic() + PATIENCE
-        while not recorder.ready(stop):
-            if time.monotonic() > until:
-                self.out.uncertain += 1
-                recorder.ready(stop, give_up=True)
-                break
-            time.sleep(0.0001)
-        try:
-            made = recorder.decode(stop)
-        except Gone:
-            made = None
+        where = None
+        if stacks is not None and stacks.asked:
+            if stop.thread != stacks.asked:
+                self._later.append(stop)
+                return
+            if stacks.writes(stop):
+                listener.let_go(stop)
+                return
+            where = stacks.told()
+        if not recorder.ready(stop):
+            self._settle(stop)
+        place = where
+        if place is None:
+            place = self._places.get(stop.thread)
+            if place is None and stop.number not in _EXECS:
+                place = self._places[stop.thread] = self._place(stop.thread)
+        made = recorder.decode(stop, place or "")
         if made is None:
+            if stop.number in _EXECS:
+                self._places.clear()
             self._lock(stop)
             listener.let_go(stop)
-        elif isinstance(made, Message) and made.channel in ("quiet", "stack"):
+        elif isinstance(made, Message) and made.channel == "quiet":
             listener.let_go(stop)
-        elif not (self._stacks and self._ask_stack(stop)):
-            self._event(stop, made)
+        elif stacks is not None and where is None and stacks.ask(stop.thread):
+            listener.fail(stop, RESTART)
+        else:
+            self._event(stop, made, place or "")
 
-    def _event(self, stop: Stop, made: Pending | Message) -> None:
+    def _settle(self, stop: Stop) -> None:
+        """Wait until another thread's change is on disk, or has had its time."""
+        assert self.recorder is not None
+        until = time.monotonic() + PATIENCE
+        while not self.recorder.ready(stop):
+            if time.monotonic() > until:
+                self.out.uncertain += 1
+                self.recorder.ready(stop, give_up=True)
+                return
+            time.sleep(0.0001)
+
+    def _go_on(self) -> None:
+        """Take up the stops that waited, once no stack is outstanding."""
+        assert self._stacks is not None
+        while self._later and not self._stacks.asked and not self._killed:
+            self._stopped(self._later.pop(0))
+
+    def _event(self, stop: Stop, made: Pending | Message, where: str) -> None:
         """An event is about to happen: kill before it, or let it happen and record it."""
         recorder, listener = self.recorder, self._listener
         assert recorder is not None and listener is not None
-        where = self._where(stop)
         at = len(recorder.events)
-        if self._stacks and self._has_company():
+        if self._stacks is not None and self._has_company(stop.thread):
             self.out.company.append(at)
-        if self._due(at, made):
+        if self.crash is not None and at >= self.crash.cut and self._due(at, made):
             self._strike(stop, made, where)
         elif isinstance(made, Pending):
             if listener.let_go(stop):
-                recorder.let_go(made, where)
+                recorder.let_go(made)
         elif made.channel == "step":
             recorder.step(stop, made.data, where)
             listener.pretend(stop, len(made.data))
@@ -335,14 +367,17 @@ class Supervision:
             if listener.let_go(stop):
                 recorder.ack(stop, made.data, where)
 
-    def _has_company(self) -> bool:
-        """Whether another process of this run lives: a child of the worker, or one that lost its parent."""
-        return bool(children(self.worker)) or any(pid != self.worker and alive(pid) for pid in others(self._but))
+    def _has_company(self, stopped: int) -> bool:
+        """Whether another process of this run lives: the one that has stopped, a child of the worker, or one that
+        lost its parent."""
+        if self._processes.owner(stopped) != self.worker or self._processes.children(self.worker):
+            return True
+        return any(pid != self.worker and alive(pid) for pid in others(self._but))
 
     def _due(self, at: int, made: Pending | Message) -> bool:
+        """Whether the crash strikes here, where its cut has been reached."""
         crash = self.crash
-        if crash is None or at < crash.cut:
-            return False
+        assert crash is not None
         if at > crash.cut or not crash.kind:
             return True
         kind = made.op.kind if isinstance(made, Pending) else made.channel
@@ -353,7 +388,7 @@ class Supervision:
         recorder, crash = self.recorder, self.crash
         assert recorder is not None and crash is not None
         if isinstance(made, Pending):
-            self.out.before = made.op._replace(where=where)
+            self.out.before = made.op
             if crash.torn:
                 if made.fd < 0 or crash.torn >= len(made.op.data):
                     raise HarnessError(f"{made.op.describe()} cannot be torn after {crash.torn} bytes")
@@ -362,7 +397,7 @@ class Supervision:
                 if os.pwrite(fd, view, made.op.offset) != crash.torn:
                     raise HarnessError("a torn write could not be made: the prefix did not fit")
                 os.close(fd)
-                recorder.torn(made, crash.torn, where)
+                recorder.torn(made, crash.torn)
         elif made.channel == "step":
             self.out.before = Step(made.data.decode("utf-8", "replace").rstrip("\n"), where=where)
         else:
@@ -375,6 +410,7 @@ class Supervision:
         os.kill(self.worker, signal.SIGKILL)
         self.crash, self._variant = None, crash.variant
         self._holding = True
+        self._held, self._later = self._held + self._later, []
         if self._processes.owner(stop.thread) != self.worker:
             self._held.append(stop)
 
@@ -397,61 +433,11 @@ class Supervision:
         if release is not None:
             release(self.worker)
 
-    # -- where in the program ----------------------------------------------------------------------------------
-
-    def _ask_stack(self, stop: Stop) -> bool:
-        """Ask a Python worker for its stack; True when the call was put off and will be made anew."""
-        assert self._listener is not None
-        if stop.thread in self._asked:
-            return False
-        if not self._handles_signal(stop.thread):
-            return False
-        owner = self._processes.owner(stop.thread)
-        number = _TGKILL[os.uname().machine]
-        if _libc.syscall(number, owner, stop.thread, worker.STACK_SIGNAL) != 0:
-            return False
-        self._asked[stop.thread] = []
-        self._listener.fail(stop, _RESTART)
-        return True
-
-    def _handles_signal(self, thread: int) -> bool:
-        """Whether the stack handler is installed and not blocked (it is gone after an exec)."""
-        bit = 1 << (worker.STACK_SIGNAL - 1)
-        blocked, caught = bit, 0
-        try:
-            with open(f"/proc/{thread}/status", "rb") as file:
-                for line in file:
-                    if line.startswith(b"SigBlk:"):
-                        blocked = int(line.split()[1], 16)
-                    elif line.startswith(b"SigCgt:"):
-                        caught = int(line.split()[1], 16)
-                        break
-        except OSError:
-            return False
-        return bool(caught & bit) and not blocked & bit
-
-    def _stack_text(self, stop: Stop) -> bool:
-        """Swallow a write of the stack handler; False when this is the call itself, made anew."""
-        assert self._listener is not None
-        if bpf.call_names().get(stop.number) != "write":
-            return False
-        try:
-            info = self._processes.descriptor(stop.thread, stop.args[0] & 0xFFFFFFFF)
-            if self._channels.get(info.st_ino) != "stack":
-                return False
-            self._asked[stop.thread].append(self._processes.read(stop.thread, stop.args[1], stop.args[2]))
-        except Gone:
-            return False
-        self._listener.pretend(stop, stop.args[2])
-        return True
-
-    def _where(self, stop: Stop) -> str:
-        text = self._asked.pop(stop.thread, None)
-        if text is not None:
-            return code_line(b"".join(text).decode("utf-8", "replace"))
-        if self._processes.owner(stop.thread) == self.worker:
+    def _place(self, thread: int) -> str:
+        """Where an event comes from when there is no stack: the part of the scenario, or the program."""
+        if self._processes.owner(thread) == self.worker:
             return self._who
-        return self._processes.program(stop.thread).replace(self._state, "{dir}")
+        return self._processes.program(thread).replace(self._state, "{dir}")
 
     # -- steps without system calls ----------------------------------------------------------------------------
 
@@ -529,6 +515,7 @@ class Supervision:
         self.out.acks = self._ack_bytes.splitlines()
         self.out.output = _tail(self._forker.output)
         self.out.answer = parsed(self._answer)
+        self._poller.close()
         self._forker.clear()
 
 
@@ -546,25 +533,3 @@ def parsed(data: bytes) -> dict[str, Any]:
 def _tail(fd: int, limit: int = 2000) -> str:
     size = os.fstat(fd).st_size
     return os.pread(fd, limit, max(0, size - limit)).decode("utf-8", "replace")
-
-
-_OWN = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
-_STDLIB = os.path.dirname(os.path.abspath(os.__file__)) + os.sep
-
-
-def code_line(stack: str) -> str:
-    """The innermost frames of the user's code in a stack as faulthandler writes it: "app.py:12 in save < ..."."""
-    frames: list[str] = []
-    for line in stack.splitlines():
-        head, _, rest = line.strip().partition('File "')
-        file, quote, tail = rest.rpartition('", line ')
-        if head or not quote:
-            continue
-        library = file.startswith(_STDLIB) and "site-packages" not in file
-        if file.startswith(_OWN) or library or file.startswith("<"):
-            continue
-        number, _, function = tail.partition(" in ")
-        file = file.rpartition("/site-packages/")[2]
-        shown = os.path.relpath(file) if os.path.isabs(file) and not os.path.relpath(file).startswith("..") else file
-        frames.append(f"{shown}:{number} in {function}")
-    return " < ".join(frames[:3])

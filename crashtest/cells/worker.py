@@ -8,12 +8,10 @@ Its answer (value or error) arrives before that end, so "returned" and "ended no
 
 from __future__ import annotations
 
-import faulthandler
 import gc
 import json
 import os
 import signal
-import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -22,13 +20,12 @@ from typing import Any
 from crashtest.cells import ending
 from crashtest.errors import UsageError, quoted
 from crashtest.observe import bpf, steps
+from crashtest.observe.stacks import listen
 from crashtest.scenario import Run
 from crashtest.values import canonical, parse
 
 #: the answer of most runs, made before the fork
 _DONE = b'{"value": "null"}\n'
-#: the signal at which a worker writes its Python stack to the stack pipe
-STACK_SIGNAL = int(getattr(signal, "SIGRTMAX", signal.SIGUSR2)) - 1 if sys.platform == "linux" else 0
 
 
 class Pipes:
@@ -59,7 +56,7 @@ def _close_others(keep: set[int]) -> None:
     os.closerange(low, 1 << 16)
 
 
-def settle(pipes: Pipes, more: int, steps: bool, builtin: bool) -> None:
+def settle(pipes: Pipes, more: int, steps: bool, builtin: bool, stacks: bool) -> None:
     """What is the same for every worker, done once in the process that forks them. more: a descriptor it needs."""
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGPIPE):
@@ -69,6 +66,8 @@ def settle(pipes: Pipes, more: int, steps: bool, builtin: bool) -> None:
     os.dup2(pipes.output, 1)
     os.dup2(pipes.output, 2)
     _close_others({*pipes.keep(), more})
+    if stacks:
+        pipes.stack = listen(pipes.stack)
     if steps:
         _watch_steps(pipes, builtin)
 
@@ -83,20 +82,18 @@ def live(
 ) -> int:
     """The whole life of a worker, and its exit status where it has to end orderly.
 
-    request: the part; how to end; "stacks" if it will be asked for its stack; the texts it is given; with NULs between
-    them. Ends are "orderly" (as Python programs end), "quick" (at once where that leaves every file the same,
-    `ending.py`), and "at once" (the part only looks). handlers: what `ending.mark` returned before the fork. All that
-    is touched here for the first time is a page to copy, which is what a worker costs.
+    request: the part; how to end; the texts it is given; with NULs between them. Ends are "orderly" (as Python programs
+    end), "quick" (at once where that leaves every file the same, `ending.py`), and "at once" (the part only looks).
+    handlers: what `ending.mark` returned before the fork. All that is touched here for the first time is a page to
+    copy, which is what a worker costs.
     """
-    part, end, stacks, *texts = request.split("\0")
+    part, end, *texts = request.split("\0")
     os.setsid()
     bpf.die_with_parent(signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(75)
     os.chdir(cwd)
     gc.enable()
-    if stacks:
-        faulthandler.register(STACK_SIGNAL, file=pipes.stack, all_threads=False)
     status = _answer(pipes, make_body(part, texts))
     if end == "at once":
         os._exit(status)

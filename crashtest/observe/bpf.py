@@ -94,8 +94,11 @@ def native_arch() -> int:
 
 
 @functools.cache
-def program() -> bytes:
-    """The filter as an array of struct sock_filter for this architecture."""
+def program(passing: int = -1) -> bytes:
+    """The filter as an array of struct sock_filter for this architecture.
+
+    passing: the number of a descriptor to which write(2) does not stop (`stacks.py` says when that is safe).
+    """
     which, arch = _ARCHES[platform.machine()]
     code: list[tuple[int, str | int, str | int, int]] = []
 
@@ -113,6 +116,8 @@ def program() -> bytes:
             emit(_JEQ, numbers[which], name, 0)
     for name, (numbers, _, _) in STOPS_IF_EQUAL.items():
         emit(_JEQ, numbers[which], name, 0)
+    if passing >= 0:
+        emit(_JEQ, STOPS["write"][which], "write", 0)
     for numbers in STOPS.values():
         if numbers[which] >= 0:
             emit(_JEQ, numbers[which], "notify", 0)
@@ -129,6 +134,9 @@ def program() -> bytes:
         for value in values:
             emit(_JEQ, value, "notify", 0)
         emit(_RET, _ALLOW)
+    labels["write"] = len(code)
+    emit(_LOAD, 16)
+    emit(_JEQ, passing & 0xFFFFFFFF, "allow", "notify")
     labels["allow"] = len(code)
     emit(_RET, _ALLOW)
     labels["notify"] = len(code)

@@ -8,13 +8,18 @@ can make it wrong: the record's own proof catches that. Not aware of chroot(2) a
 
 from __future__ import annotations
 
+import functools
 import os
 import stat
 from typing import NamedTuple, Protocol
 
+from crashtest.observe.process import opened
+
 AT_FDCWD = 0xFFFFFF9C  # -100 as the unsigned 32 bits a filter sees
 #: directories kept open; a call that is under way needs two of them
-_KEPT = 128
+_KEPT = 64
+#: file systems on which a mount and an inode number name one file (not so with subvolumes and overlays)
+_PLAIN = {b"ext2", b"ext3", b"ext4", b"tmpfs", b"xfs"}
 _LINKS = 40  # path_resolution(7): more symbolic links than this are ELOOP
 
 
@@ -51,19 +56,49 @@ class State:
         self.device = os.stat(root).st_dev
         self.shadow = shadow
         self.inodes = inodes
+        self.mount = mount_of(self.root)
         self._directories: dict[int, int] = {}
+        self._paths: dict[int, str] = {}
+        #: inode numbers that are known to be plain files of the state
+        self._regular: set[int] = set()
 
     def close(self) -> None:
         for fd in self._directories.values():
             os.close(fd)
         self._directories.clear()
 
+    def path(self, file: int) -> str:
+        """Its path in the record, relative to the state; for people, and to find it on disk."""
+        known = self._paths.get(file)
+        if known is None:
+            known = self._paths[file] = self.shadow.path(file)
+        return known
+
+    def renamed(self) -> None:
+        """Names have changed: no path is known any more."""
+        self._paths.clear()
+
     def file(self, info: os.stat_result) -> int | None:
         """The file id of an inode, or None when it is not one of the state's."""
         return self.inodes.get(info.st_ino) if info.st_dev == self.device else None
 
+    def regular(self, mount: int, inode: int) -> int | None:
+        """The file id of what is open there, when it is known to be a plain file of the state."""
+        if inode in self._regular and mount == self.mount:
+            return self.inodes.get(inode)
+        return None
+
+    def learn(self, mount: int, inode: int, info: os.stat_result) -> None:
+        """What is open there has turned out to be a plain file of the state: `regular` knows it from now on."""
+        if mount == self.mount and inode == info.st_ino:
+            self._regular.add(inode)
+
     def register(self, info: os.stat_result) -> int:
         """Give a new inode its file id."""
+        if stat.S_ISREG(info.st_mode):
+            self._regular.add(info.st_ino)
+        else:
+            self._regular.discard(info.st_ino)
         made = self.inodes[info.st_ino] = self.shadow.new_id()
         old = self._directories.pop(made, None)
         if old is not None:
@@ -73,7 +108,7 @@ class State:
     def stat(self, file: int) -> os.stat_result | None:
         """lstat of a file by its id; None when it has no name any more."""
         try:
-            info = os.lstat(f"{self.root}/{self.shadow.path(file)}")
+            info = os.lstat(f"{self.root}/{self.path(file)}")
         except OSError:
             return None
         return info if self.inodes.get(info.st_ino) == file else None
@@ -83,7 +118,7 @@ class State:
         if self.stat(file) is None:
             return None
         try:
-            with open(f"{self.root}/{self.shadow.path(file)}", "rb", buffering=0) as opened:
+            with open(f"{self.root}/{self.path(file)}", "rb", buffering=0) as opened:
                 return opened.readall()
         except OSError:
             return None
@@ -117,7 +152,7 @@ class State:
                 here, base = full, head
             else:
                 fd = self._directory(file, head or "/")
-                shown = self.shadow.path(file)
+                shown = self.path(file)
                 found = Place(file, fd, name, name if shown == "." else f"{shown}/{name}")
                 here, base = f"/proc/self/fd/{fd}/{name}", f"/proc/self/fd/{fd}"
             if not follow:
@@ -128,6 +163,26 @@ class State:
                 return found
             full = _rewritten(thread, target) if target.startswith("/") else f"{base}/{target}"
         return None
+
+
+def mount_of(directory: str) -> int:
+    """The mount that a directory lies on, as fdinfo names it; -1 where that says too little (`_PLAIN`)."""
+    fd = os.open(directory, os.O_PATH | os.O_CLOEXEC)
+    try:
+        with open(f"/proc/self/fdinfo/{fd}", "rb", buffering=0) as info:
+            _, _, mount, _ = opened(info.read(256))
+    finally:
+        os.close(fd)
+    return mount if _is_plain(mount) else -1
+
+
+@functools.cache
+def _is_plain(mount: int) -> bool:
+    with open("/proc/self/mountinfo", "rb") as mounts:
+        for line in mounts:  # proc(5): mount id first, the type after a lone dash
+            if line.startswith(b"%d " % mount):
+                return line.partition(b" - ")[2].split()[0] in _PLAIN
+    return False
 
 
 def absolute(thread: int, directory: int, path: str) -> str:

@@ -1,21 +1,65 @@
 """Reading a stopped thread: its memory, its descriptors, its directories, what program it is.
 
 Guarantees: reads only, through /proc, of threads that the caller has stopped; a thread that is gone, or that cannot
-be read, gives `Gone`. Does not freeze other threads of the same program: what they change meanwhile is theirs.
+be read, gives `Gone`. Files of /proc are kept open between stops where they say the present each time they are read:
+those of a descriptor are looked up anew by the kernel at every read, so a number that was closed, or is another file
+by now, is seen. Does not freeze other threads of the same program: what they change meanwhile is theirs.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import struct
+from collections.abc import Hashable
 
 _PIECE = 256
-#: threads whose memory file is kept open
-_KEPT = 128
+#: how many files of each kind are kept open
+_KEPT = 64
+
+
+#: what a descriptor is: the file's offset, its open flags, its mount, and its inode number (-1: not told)
+Opened = tuple[int, int, int, int]
 
 
 class Gone(Exception):
     """The thread ended (or its memory cannot be read): its call does not happen, or fails with EFAULT."""
+
+
+class _Kept:
+    """Files of /proc kept open, the oldest closed when there are too many."""
+
+    def __init__(self) -> None:
+        self._fds: dict[Hashable, int] = {}
+        self.get = self._fds.get
+
+    def open(self, key: Hashable, path: str) -> int:
+        """Open it, in place of what was kept under that key. Raises OSError."""
+        self.drop(key)
+        if len(self._fds) >= _KEPT:
+            self.drop(next(iter(self._fds)))
+        fd = self._fds[key] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return fd
+
+    def read(self, key: Hashable, path: str) -> bytes:
+        """Its beginning, as it is now; nothing when there is no such file."""
+        fd = self.get(key)
+        text = b"" if fd is None else _pread(fd, 1 << 14, 0)
+        if not text:
+            with contextlib.suppress(OSError):
+                text = os.pread(self.open(key, path), 1 << 14, 0)
+        return text
+
+    def drop(self, key: Hashable) -> None:
+        fd = self._fds.pop(key, -1)
+        if fd >= 0:
+            os.close(fd)
+
+    def close(self) -> None:
+        for fd in self._fds.values():
+            os.close(fd)
+        self._fds.clear()
 
 
 def _pread(fd: int, size: int, address: int) -> bytes:
@@ -25,51 +69,58 @@ def _pread(fd: int, size: int, address: int) -> bytes:
         return b""
 
 
+@functools.lru_cache(256)
+def opened(info: bytes) -> Opened:
+    """What a file of fdinfo says (proc(5); the inode number is told since Linux 5.14)."""
+    words = info.split(None, 8)
+    return int(words[1]), int(words[3], 8), int(words[5]), int(words[7]) if words[6:7] == [b"ino:"] else -1
+
+
 class Processes:
-    """Access to the threads under one listener, with their memory files kept open between stops."""
+    """Access to the threads under one listener."""
 
     def __init__(self) -> None:
-        self._memory: dict[int, int] = {}
+        self._memory = _Kept()
+        self._descriptors = _Kept()
+        self._children = _Kept()
+        self._status = _Kept()
+        self._calls = _Kept()
         self._programs: dict[int, str] = {}
         self._owners: dict[int, int] = {}
 
-    def forget(self) -> None:
-        """After an exec: /proc/PID/mem goes stale there, and the program is another one."""
-        for fd in self._memory.values():
-            os.close(fd)
-        self._memory.clear()
-        self._programs.clear()
+    def forget(self, thread: int) -> None:
+        """Before an exec by this thread: its /proc/PID/mem goes stale then, and the program is another one. If it is
+        not the first thread of its process, it takes that one's number."""
+        for one in {thread, self.owner(thread)}:
+            self._memory.drop(one)
+            self._programs.pop(one, None)
 
-    close = forget
-
-    def _open(self, thread: int) -> int:
-        if len(self._memory) >= _KEPT:
-            os.close(self._memory.pop(next(iter(self._memory))))
-        try:
-            fd = self._memory[thread] = os.open(f"/proc/{thread}/mem", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise Gone(f"thread {thread}: {error.strerror}") from None
-        return fd
+    def close(self) -> None:
+        for kept in (self._memory, self._descriptors, self._children, self._status, self._calls):
+            kept.close()
 
     def read(self, thread: int, address: int, size: int) -> bytes:
         """Up to `size` bytes of its memory: fewer where the mapping ends. Raises `Gone` when there are none."""
+        fd = self._memory.get(thread)
+        if fd is not None:
+            try:
+                data = os.pread(fd, size, address)
+                if len(data) == size:
+                    return data
+            except (OSError, OverflowError):
+                pass  # by now it may be another program's
         if not size:
             return b""
-        fd = self._memory.get(thread)
-        data = b"" if fd is None else _pread(fd, size, address)
-        if not data:
-            if fd is not None:
-                os.close(self._memory.pop(thread))
-            fd = self._open(thread)
-            data = _pread(fd, size, address)
-            if not data:
-                raise Gone(f"thread {thread}: nothing mapped at {address:#x}")
-        if len(data) == size or fd is None:
-            return data
-        parts, got = [data], len(data)
+        try:
+            fd = self._memory.open(thread, f"/proc/{thread}/mem")
+        except OSError as error:
+            raise Gone(f"thread {thread}: {error.strerror}") from None
+        parts, got = [], 0
         while got < size and (data := _pread(fd, size - got, address + got)):
             parts.append(data)
             got += len(data)
+        if not parts:
+            raise Gone(f"thread {thread}: nothing mapped at {address:#x}")
         return b"".join(parts)
 
     def string(self, thread: int, address: int) -> str:
@@ -100,15 +151,19 @@ class Processes:
         except OSError as error:
             raise Gone(f"thread {thread}: descriptor {fd}: {error.strerror}") from None
 
-    def position(self, thread: int, fd: int) -> tuple[int, int]:
-        """(offset, open flags) of one of its descriptors (proc(5), fdinfo)."""
+    def opened(self, thread: int, fd: int) -> Opened:
+        """What one of its descriptors is (proc(5), fdinfo). Raises `Gone` when it is not open."""
+        kept = self._descriptors.get((thread, fd))
+        if kept is not None:
+            try:
+                return opened(os.pread(kept, 256, 0))
+            except OSError:
+                pass  # closed since; or the thread is gone, and another has its number
         try:
-            info = os.open(f"/proc/{thread}/fdinfo/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+            kept = self._descriptors.open((thread, fd), f"/proc/{thread}/fdinfo/{fd}")
+            return opened(os.pread(kept, 256, 0))
         except OSError as error:
             raise Gone(f"thread {thread}: descriptor {fd}: {error.strerror}") from None
-        words = os.read(info, 256).split()
-        os.close(info)
-        return int(words[1]), int(words[3], 8)
 
     def path(self, thread: int, fd: int) -> str:
         """What one of its descriptors is open on, for people."""
@@ -121,16 +176,7 @@ class Processes:
         """The process id of a thread; the thread id itself when that cannot be read any more."""
         known = self._owners.get(thread)
         if known is None:
-            known = thread
-            try:
-                with open(f"/proc/{thread}/status", "rb") as status:
-                    for line in status:
-                        if line.startswith(b"Tgid:"):
-                            known = int(line.split()[1])
-                            break
-            except (OSError, ValueError):
-                pass
-            self._owners[thread] = known
+            known = self._owners[thread] = _owner(thread)
         return known
 
     def program(self, thread: int) -> str:
@@ -145,6 +191,47 @@ class Processes:
                 known = f"thread {thread}"
             self._programs[thread] = known
         return known
+
+    def signals(self, thread: int) -> tuple[int, int]:
+        """The signals it blocks and those it has handlers for, as masks (proc(5), status); (0, 0) when it is gone."""
+        text = self._status.read(thread, f"/proc/{thread}/status")
+        return _mask(text, b"\nSigBlk:"), _mask(text, b"\nSigCgt:")
+
+    def current_call(self, thread: int) -> bytes:
+        """What /proc/PID/syscall says of a thread (proc(5)); nothing when it is gone."""
+        return self._calls.read(thread, f"/proc/{thread}/syscall")
+
+    def children(self, process: int) -> list[int]:
+        """As the function `children`, for a process that is asked often; of very many it may miss some."""
+        found: list[int] = []
+        try:
+            for task in os.listdir(f"/proc/{process}/task"):
+                kept = self._children.get(task)
+                if kept is None:
+                    kept = self._children.open(task, f"/proc/{process}/task/{task}/children")
+                found.extend(map(int, os.pread(kept, 1 << 14, 0).split()))
+        except OSError:
+            return children(process)
+        return found
+
+
+def _mask(status: bytes, label: bytes) -> int:
+    """One of the signal masks in the text of a status file; 0 when it is not there."""
+    return int(status.partition(label)[2][:24].split(None, 1)[0], 16) if label in status else 0
+
+
+def _owner(thread: int) -> int:
+    with contextlib.suppress(OSError, AttributeError):
+        os.close(os.pidfd_open(thread))  # the first thread of a process; refused for the others (pidfd_open(2))
+        return thread
+    try:
+        with open(f"/proc/{thread}/status", "rb") as status:
+            for line in status:
+                if line.startswith(b"Tgid:"):
+                    return int(line.split()[1])
+    except (OSError, ValueError):
+        pass
+    return thread
 
 
 def alive(process: int) -> bool:

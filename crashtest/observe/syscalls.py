@@ -10,11 +10,16 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from crashtest.observe.calls import Calls, Message, Pending
+from crashtest.observe.calls import Calls
+from crashtest.observe.finding import Call, Message, Pending
 from crashtest.observe.listener import Stop
 from crashtest.observe.places import Shadow, State
 from crashtest.observe.process import Processes, alive
 from crashtest.trace import SYNCS, Ack, Event, Op, Step, Trace
+
+#: kinds that give a file that has a path another one
+_RENAMING = frozenset({"exchange", "link", "rename"})
+_NOBODY = Stop(0, -1, -1, 0)
 
 
 class Recorded(Shadow, Protocol):
@@ -36,52 +41,60 @@ class Recorder:
         self.calls = Calls(self.state, self.processes, channels)
         self.events: list[Event] = []
         self.acks = 0
+        #: the change that has been let go and not been confirmed
         self._flight: Pending | None = None
-        self._flight_where = ""
-        self._syncs: dict[int, tuple[Pending, int, str]] = {}
+        #: the syncs under way, by thread
+        self._syncs: dict[int, Pending] = {}
         self._threads: dict[int, int] = {}
-        self._began = 0
 
     def close(self) -> None:
         self.state.close()
         self.processes.close()
 
     def thread_number(self, thread: int) -> int:
-        return self._threads.setdefault(thread, len(self._threads))
+        known = self._threads.get(thread)
+        if known is None:
+            known = self._threads[thread] = len(self._threads)
+        return known
 
     def ready(self, stop: Stop, give_up: bool = False) -> bool:
         """Settle what is under way, so that `stop` can be decoded. False: another thread's change is still on its
         way; hold this stop and ask again (`give_up`: take that change as failed)."""
-        waiting = self._syncs.pop(stop.thread, None)
-        if waiting is not None:
-            pending, began, where = waiting
-            self._append(pending.confirm(False), pending.stop.thread, where, began)
+        if self._syncs and stop.thread in self._syncs:
+            self._append(self._syncs.pop(stop.thread).confirm(False))
         flight = self._flight
         if flight is not None:
             own = flight.stop.thread == stop.thread
             # ask first whether it is over and then look: the other way round a call that ends in between is missed
-            over = own or give_up or not _under_way(flight.stop)
+            over = own or give_up or not self._under_way(flight.stop)
             made = flight.confirm(not own)
             if not made and not over:
                 return False
             self._flight = None
-            self._append(made, flight.stop.thread, self._flight_where, self._began)
-        self._mapped()
+            self._append(made)
+        if self.calls.data.mapped:
+            self._mapped(stop)
         return True
 
-    def _mapped(self) -> None:
-        for file in sorted(self.calls.mapped):
-            self._append(self.calls.compare(file, "mmap"), -1, "a store into a shared mapping", len(self.events))
+    def _mapped(self, stop: Stop) -> None:
+        """Enter what was stored into shared mappings; no thread is known to have done it."""
+        for file in sorted(self.calls.data.mapped):
+            call = Call(stop, "mmap", -1, "a store into a shared mapping", len(self.events))
+            self._append(self.calls.data.compare(file, call))
 
-    def decode(self, stop: Stop) -> Pending | Message | None:
-        return self.calls.decode(stop)
+    def decode(self, stop: Stop, where: str) -> Pending | Message | None:
+        """What the call is about to do. where: the place in the program, for its events."""
+        thread = self._threads.get(stop.thread)
+        if thread is None:
+            thread = self.thread_number(stop.thread)
+        return self.calls.decode(stop, thread, where, len(self.events))
 
-    def let_go(self, pending: Pending, where: str) -> None:
+    def let_go(self, pending: Pending) -> None:
         """The call is about to be answered with 'continue'."""
         if pending.op.kind in SYNCS:
-            self._syncs[pending.stop.thread] = (pending, len(self.events), where)
+            self._syncs[pending.stop.thread] = pending
         else:
-            self._flight, self._flight_where, self._began = pending, where, len(self.events)
+            self._flight = pending
 
     def step(self, stop: Stop, data: bytes, where: str) -> None:
         name = data.decode("utf-8", "replace").rstrip("\n")
@@ -93,38 +106,36 @@ class Recorder:
             text = line[1:].decode("utf-8", "replace")
             self.events.append(Ack(self.acks, line[:1] == b"1", text, self.thread_number(stop.thread), where))
 
-    def torn(self, pending: Pending, size: int, where: str) -> None:
+    def torn(self, pending: Pending, size: int) -> None:
         """A prefix of `size` bytes of a write went through."""
-        op = pending.op._replace(data=pending.op.data[:size])
-        self._append([op], pending.stop.thread, where, len(self.events))
+        self._append([pending.op._replace(data=pending.op.data[:size])])
 
     def finish(self, killed: bool) -> Trace:
         """All processes are gone: settle what was under way. The trace."""
         if self._flight is not None:
             flight, self._flight = self._flight, None
-            self._append(flight.confirm(True), flight.stop.thread, self._flight_where, self._began)
+            self._append(flight.confirm(True))
         if not killed:
-            for pending, began, where in self._syncs.values():
-                self._append(pending.confirm(False), pending.stop.thread, where, began)
+            for pending in self._syncs.values():
+                self._append(pending.confirm(False))
         self._syncs.clear()
-        self._mapped()
-        return Trace(self.events, self.calls.outside, self.calls.unmodelled)
+        self._mapped(_NOBODY)
+        return Trace(self.events, self.calls.finder.outside, self.calls.finder.unmodelled)
 
-    def _append(self, ops: list[Op], thread: int, where: str, began: int) -> None:
-        number = self.thread_number(thread) if thread >= 0 else -1
+    def _append(self, ops: list[Op]) -> None:
         for op in ops:
-            placed = op._replace(thread=number, where=where, began=began)
-            self.shadow.apply(placed)
-            self.events.append(placed)
+            kind = op.kind
+            self.shadow.apply(op)
+            if kind in _RENAMING:
+                self.state.renamed()
+            elif kind in SYNCS and ops[0].changes:
+                self.events.append(op._replace(began=len(self.events)))  # the write that it comes with is covered
+                continue
+            self.events.append(op)
 
-
-def _under_way(stop: Stop) -> bool:
-    """Whether the thread may still be inside the call it was let into (proc(5), /proc/PID/syscall)."""
-    try:
-        with open(f"/proc/{stop.thread}/syscall", "rb") as file:
-            words = file.read().split()
-    except OSError:
-        return False
-    if words and words[0] == b"running":
-        return alive(stop.thread)
-    return bool(words) and words[0] == str(stop.number).encode()
+    def _under_way(self, stop: Stop) -> bool:
+        """Whether the thread may still be inside the call it was let into."""
+        words = self.processes.current_call(stop.thread).split(None, 1)
+        if words and words[0] == b"running":
+            return alive(stop.thread)
+        return bool(words) and words[0] == b"%d" % stop.number

@@ -13,11 +13,11 @@ import stat
 
 # hashlib would load OpenSSL, whose clean-up at exit copies more pages than the rest of a worker's end
 from _blake2 import blake2b
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from crashtest.errors import HarnessError, quoted
-from crashtest.trace import SYNCS, Op
+from crashtest.trace import CHANGES, SYNCS, Op
 
 _TYPES = {stat.S_IFDIR: "d", stat.S_IFREG: "f", stat.S_IFLNK: "l", stat.S_IFIFO: "p", stat.S_IFSOCK: "s"}
 ROOT = 0
@@ -188,10 +188,11 @@ class Tree:
 
     def apply(self, op: Op) -> None:
         """Apply one event. Raises `HarnessError` when it does not fit the tree."""
-        if op.kind in SYNCS or op.kind == "utimes":
+        kind = op.kind
+        if kind in SYNCS or kind == "utimes":
             return
         try:
-            getattr(self, f"_{op.kind}")(op)
+            _APPLY[kind](self, op)
         except (KeyError, AttributeError) as error:
             raise HarnessError(f"the trace does not fit its first state: {quoted(op.describe())}: {error!r}") from None
 
@@ -374,6 +375,11 @@ class Tree:
             tree.parents[key] = (parent[0], parent[1])
         tree._own = set(tree.nodes)
         return tree
+
+
+_APPLY: dict[str, Callable[[Tree, Op], object]] = {
+    kind: getattr(Tree, f"_{kind}") for kind in CHANGES if kind != "utimes"
+}
 
 
 def _unlike(mine: Node, theirs: Node) -> Iterator[str]:

@@ -316,9 +316,9 @@ class Runner:
         if task.error is not None:
             if isinstance(task.error, UsageError):
                 job.usage = job.usage or str(task.error)
-                self._drop(job)
             else:
                 job.error = job.error or str(task.error)
+            self._drop(job)  # whatever else it shows, it cannot be judged
             return
         if task.do == "prepare":
             example = Example(job.scenario, task.ops, task.answers[0], self.seccomp)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from crashtest.observe import bpf, stacks
 from crashtest.trace import Ack, Op, Step, from_plain
 
 PROGRAMS = Path(__file__).parent / "programs" / "recorded.py"
@@ -155,3 +156,93 @@ def test_changes_outside_are_listed_and_io_uring_is_named(
     facts = prepare(file, "outside")
     assert any(words.endswith("/elsewhere") for words in facts["outside"])
     assert len(facts["unmodelled"]) == 1 and "io_uring" in facts["unmodelled"][0]
+
+
+def test_a_number_that_is_another_file_by_now_is_seen(prepare: Prepare, write_scenario: Callable[[str], Path]) -> None:
+    """close, dup2, lseek, fcntl and fork do not stop: what a descriptor is has to be looked up at each write."""
+    file = write_scenario(
+        """
+        import fcntl
+
+        @scenario(setup={"a": b"a" * 10, "b": b"b" * 10, "c": b"c" * 10, "d": b""})
+        def numbers(run: Run) -> None:
+            fd = os.open(run.dir / "a", os.O_WRONLY)
+            os.write(fd, b"1")
+            os.write(fd, b"2")
+            os.close(fd)
+            assert os.open(run.dir / "b", os.O_WRONLY) == fd
+            os.write(fd, b"3")
+            os.lseek(fd, 7, os.SEEK_SET)
+            os.write(fd, b"4")
+            os.dup2(os.open(run.dir / "c", os.O_WRONLY), fd)
+            os.write(fd, b"5")
+            fcntl.fcntl(fd, fcntl.F_SETFL, os.O_APPEND)
+            os.write(fd, b"6")
+            fcntl.fcntl(fd, fcntl.F_SETFL, 0)
+            if os.fork() == 0:
+                os.write(fd, b"7")
+                os.dup2(os.open(run.dir / "d", os.O_WRONLY), fd)
+                os.write(fd, b"8")
+                os._exit(0)
+            os.wait()
+            os.write(fd, b"9")
+            os.dup2(os.open(run.dir / "d", os.O_RDONLY), fd)
+            try:
+                os.write(fd, b"0")
+            except OSError:
+                pass
+            run.ack()
+
+        @numbers.observe
+        def look(directory: Path) -> list[str]:
+            return sorted(os.listdir(directory))
+        """
+    )
+    facts = prepare(file, "numbers")
+    assert facts["proof"] == []
+    writes = [event for event in map(from_plain, facts["events"]) if isinstance(event, Op)]
+    assert [(op.path, op.data, op.offset) for op in writes] == [
+        ("a", b"1", 0), ("a", b"2", 1), ("b", b"3", 0), ("b", b"4", 7), ("c", b"5", 0), ("c", b"6", 10),
+        ("c", b"7", 11), ("d", b"8", 0), ("c", b"9", 12),
+    ]  # fmt: skip
+
+
+def test_each_event_has_the_code_line_of_its_own_thread(
+    prepare: Prepare, write_scenario: Callable[[str], Path]
+) -> None:
+    """Threads that change files at once are asked for their stacks one after the other."""
+    functions = "".join(
+        f"        def worker_{n}():\n            for _ in range(20):\n                os.pwrite(fd, b'x', {n})\n\n"
+        for n in range(4)
+    )
+    file = write_scenario(
+        f"""
+        import threading
+
+{functions}
+        @scenario(setup={{"a": b"...."}})
+        def threads(run: Run) -> None:
+            global fd
+            fd = os.open(run.dir / "a", os.O_WRONLY)
+            started = [threading.Thread(target=f) for f in (worker_0, worker_1, worker_2, worker_3)]
+            for one in started:
+                one.start()
+            for one in started:
+                one.join()
+            run.ack()
+
+        @threads.observe
+        def look(directory: Path) -> bytes:
+            return (directory / "a").read_bytes()
+        """
+    )
+    writes = [event for event in map(from_plain, prepare(file, "threads")["events"]) if isinstance(event, Op)]
+    assert len(writes) == 80
+    for op in writes:
+        assert op.where.count("story.py:") == 1 and op.where.endswith(f" in worker_{op.offset}"), (op.offset, op.where)
+
+
+def test_a_stack_does_not_stop_and_the_filter_lets_one_number_pass() -> None:
+    whole, passing = bpf.program(), bpf.program(passing=stacks.DESCRIPTOR)
+    assert stacks.DESCRIPTOR.to_bytes(4, "little") in passing
+    assert stacks.DESCRIPTOR.to_bytes(4, "little") not in whole
