@@ -22,7 +22,7 @@ from pathlib import Path
 from crashtest import DEFAULT, Run, scenario
 
 from . import _sqlite
-from ._sqlite import deliveries, inventory, trade
+from ._sqlite import deliveries, inventory, one_delivery, trade
 
 shop = partial(_sqlite.shop, "DELETE")
 
@@ -41,7 +41,7 @@ def delete_normal(run: Run) -> None:
     trade("NORMAL", run)
 
 
-delete_normal.ops(deliveries)
+delete_normal.ops(one_delivery)
 delete_normal.observe(partial(inventory, "NORMAL"))
 
 
