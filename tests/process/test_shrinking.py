@@ -163,7 +163,7 @@ def test_a_killed_fork_server_is_no_failure_of_its_sequence(write_scenario: Writ
     (made,) = run_once(
         write_scenario(STORE.format(expect="()").replace("    for number", kill)), tmp_path / "report"
     ).scenarios
-    assert "the process that forks the workers was killed" in made.harness_error
+    assert "the zygote of this scenario died" in made.harness_error
     assert not made.as_expected
 
 
