@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from crashtest.verdict import ScenarioResult, Violation
+
+#: interpreters after the oldest leave these out (tox.ini)
+pytestmark = pytest.mark.slow
 
 Crash = Callable[..., ScenarioResult]
 

@@ -25,6 +25,9 @@ HEAD = "import os\nfrom pathlib import Path\nfrom crashtest import DEFAULT, Run,
 STORE = """
 import json
 
+#: interpreters after the oldest leave these out (tox.ini)
+pytestmark = pytest.mark.slow
+
 @scenario(setup={{"state": "[]"}}, guarantees={{"atomic"}}, expect={expect})
 def store(run: Run) -> None:
     for number, name in enumerate(run.ops):
