@@ -124,7 +124,18 @@ def crash(case: Case, directory: Path, name: str, *options: str, code: int | Non
         mutated(case, directory)
     environment = {**os.environ, "PYTHONPATH": f"{directory}{os.pathsep}{ROOT}"}
     done = subprocess.run(
-        [sys.executable, "-m", "crashtest", "run", f"scenarios/engine/{name}.py", "--report", "json", *options],
+        [
+            sys.executable,
+            "-m",
+            "crashtest",
+            "run",
+            f"scenarios/engine/{name}.py",
+            "--model",
+            "kill",
+            "--report",
+            "json",
+            *options,
+        ],  # fmt: skip
         cwd=directory,
         env=environment,
         capture_output=True,
