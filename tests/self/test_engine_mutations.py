@@ -123,19 +123,9 @@ def crash(case: Case, directory: Path, name: str, *options: str, code: int | Non
     if not (directory / "jin_core").exists():
         mutated(case, directory)
     environment = {**os.environ, "PYTHONPATH": f"{directory}{os.pathsep}{ROOT}"}
+    command = [sys.executable, "-m", "crashtest", "run", f"scenarios/engine/{name}.py", "--model", "kill"]
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "crashtest",
-            "run",
-            f"scenarios/engine/{name}.py",
-            "--model",
-            "kill",
-            "--report",
-            "json",
-            *options,
-        ],  # fmt: skip
+        [*command, "--report", "json", *options],
         cwd=directory,
         env=environment,
         capture_output=True,
