@@ -1,101 +1,69 @@
-"""Cells over 10, 100 and 1,000 operations: is the cost in proportion to the work?
+"""Whole scenarios of 10, 100 and 1,000 operations: is the cost in proportion to the work?
 
-Each operation replaces one of three small files (create, write, rename, ack: four crash points). The whole cost of a
-scenario is the runs without a crash (two for each number of operations), one recorded run, and all its cells. A stated
-number of each, evenly spread, is measured in the zygote and multiplied up: so 1,000 operations take bounded time here.
+Each operation replaces one of three small files (create, write, rename, ack: four crash points). What is timed is all
+that `crashtest run` does with such a scenario under `kill` on one core: the runs without a crash, the recorded ones,
+every crash state, and the confirmations. Nothing is multiplied up.
 """
 
 from __future__ import annotations
 
+import tempfile
 import time
-from typing import Any
+from pathlib import Path
 
 from benchmarks.lean import Lean
 from benchmarks.measure import Figure, Ratio, Result
-from benchmarks.subjects import MANY_OPERATIONS
-from crashtest.cells.plan import plan
-from crashtest.cells.realise import Bench
-from crashtest.cells.recoveries import Cells
-from crashtest.cells.supervise import Crash
-from crashtest.cells.zygote import Zygote
+from crashtest.config import Settings
+from crashtest.scale import local
+from crashtest.scenario import load
+from crashtest.verdict import ScenarioResult
 
 SIZES = (10, 100, 1000)
-#: cells that belong to one operation: measured together, because what is known of one spares work on the next
-_BLOCK = 4
+_STORY = """
+from benchmarks import subjects
+from crashtest import scenario
+
+@scenario(setup=subjects.OLD, timeout=600)
+def many(run):
+    subjects.many_operations(run)
+
+many.recover(subjects.recover)
+many.observe(subjects.observe)
+
+@many.ops
+def ops():
+    return list(range({size}))
+"""
 
 
 def run(lean: Lean, quick: bool) -> Result:
-    sample = {10: 41, 100: 40, 1000: 16} if quick else {10: 41, 100: 100, 1000: 40}
     result, totals = Result(), {}
-    for size in SIZES:
-        made = lean.call("benchmarks.operations:measured", size=size, sample=sample[size], stacks=not quick)
-        totals[size] = made["total"]
-        result.figures += [
-            Figure(f"{size} operations, one run without a crash, observed", made["plain"] * 1000, "ms"),
-            Figure(f"{size} operations, the recorded run", made["recorded"] * 1000, "ms"),
-            Figure(f"{size} operations, one cell", made["cell"] * 1000, "ms"),
-            Figure(f"{size} operations, whole scenario (multiplied up)", made["total"], "s"),
-        ]
-        result.notes.append(
-            f"{size} operations: measured {made['cells measured']} of {made['cells']} cells and "
-            f"{made['plain measured']} of {made['plain runs']} runs without a crash"
-        )
+    for size in SIZES[:2] if quick else SIZES:
+        seconds, made = whole(size)
+        totals[size] = seconds
+        model = made.models["kill"]
+        result.figures.append(Figure(f"{size} operations, whole scenario", seconds, "s"))
+        result.notes.append(f"{size} operations: {model.cells} cells, {model.kills} of them by a real kill")
+    small = totals[100] / totals[10]
+    result.ratios.append(Ratio("operations, time of the whole scenario: 100 / 10", small, small, small))
     if quick:
-        result.notes.append("operations: recorded without the places in the program, to be quick; `crashtest run` asks")
-    grown, whole = totals[1000] / totals[100], totals[100] / totals[10]
-    result.ratios = [
-        Ratio("operations, time of the whole scenario: 1,000 / 100", grown, grown, grown, "", ("at most", 12)),
-        Ratio("operations, time of the whole scenario: 100 / 10", whole, whole, whole),
-    ]
+        result.notes.append("operations: 1,000 of them take a minute or more, so they are left out to be quick")
+        return result
+    grown = totals[1000] / totals[100]
+    words = "operations, time of the whole scenario: 1,000 / 100"
+    result.ratios.insert(0, Ratio(words, grown, grown, grown, "", ("at most", 12)))
     return result
 
 
-def _spread(first: int, last: int, number: int) -> list[int]:
-    """At most `number` of first..last, evenly spread, each from the middle of its part."""
-    total = last - first + 1
-    number = min(number, total)
-    return [first + int((at + 0.5) * total / number) for at in range(number)]
-
-
-def measured(zygote: Zygote, size: int, sample: int, stacks: bool) -> dict[str, Any]:
-    """In the lean process: the mean times, and what they come to. stacks: record the places in the program too."""
-    bench = Bench(zygote.scenarios[MANY_OPERATIONS.function], zygote.root, zygote.sock.fileno(), 60.0, True)
-    first, ops = bench.first_state(), [str(number) for number in range(size)]
-    lengths = _spread(0, size, max(5, sample // 4))
-    began = time.perf_counter()
-    for length in lengths:
-        ran, _ = bench.run(first, ops[:length])
-        bench.restore(ran.disk)
-        _good(bench.restart().failure)
-    plain = (time.perf_counter() - began) / len(lengths)
-    began = time.perf_counter()
-    ran, _ = bench.run(first, ops, record=True, stacks=stacks)
-    recorded = time.perf_counter() - began
-    _good(ran.proof)
-    todo = plan(ran.outcome.trace.events, ran.outcome.company, True).cells
-    cells = Cells(bench, first, ops, [], 1)
-    spent, count = 0.0, 0
-    blocks = (len(todo) + _BLOCK - 1) // _BLOCK
-    for block in _spread(0, blocks - 1, max(1, sample // _BLOCK) if sample < len(todo) else blocks):
-        chosen = todo[block * _BLOCK : (block + 1) * _BLOCK]
-        if block and sample < len(todo):
-            cells.kill(Crash(*todo[block * _BLOCK - 1][:4]))  # what its neighbour would have left known; not counted
+def whole(size: int) -> tuple[float, ScenarioResult]:
+    """The seconds that a scenario of so many operations takes, and its result. Raises `RuntimeError` unless it held."""
+    with tempfile.TemporaryDirectory(prefix="crashtest-benchmarks-") as directory:
+        file = Path(directory, "story.py")
+        file.write_text(_STORY.format(size=size))
+        settings = Settings(models=("kill",), jobs=1, depth=1, timeout=600.0, report_dir=Path(directory, "report"))
         began = time.perf_counter()
-        for cell in chosen:
-            facts = cells.kill(Crash(*cell[:4]))
-            _good(facts["problem"] or facts["proof"])
-        spent += time.perf_counter() - began
-        count += len(chosen)
-    cells.close()
-    bench.close()
-    cell_time, plain_runs = spent / count, 2 * (size + 1)
-    return {
-        "plain": plain, "plain measured": len(lengths), "plain runs": plain_runs, "recorded": recorded,
-        "cell": cell_time, "cells measured": count, "cells": len(todo),
-        "total": plain * plain_runs + recorded + cell_time * len(todo),
-    }  # fmt: skip
-
-
-def _good(problem: object) -> None:
-    if problem:
-        raise RuntimeError(f"a run went wrong: {problem}")
+        made = local.run(load(file), {str(file): file}, settings, lambda event: None).scenarios[0]
+        seconds = time.perf_counter() - began
+    if made.verdict != "held":
+        raise RuntimeError(f"the scenario did not hold: {made.harness_error or made.reason or made.violations}")
+    return seconds, made

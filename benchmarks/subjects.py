@@ -70,9 +70,6 @@ def many_operations(run: Run) -> None:
         run.ack()
 
 
-MANY_OPERATIONS = Scenario(many_operations, setup=OLD, do_recover=recover, do_observe=observe)
-
-
 # -- many times one call, with its time in the ack ------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from textwrap import dedent
@@ -19,6 +20,8 @@ from crashtest.scenario import Scenario, load
 from crashtest.verdict import RunResult, ScenarioResult
 
 HERE = Path(__file__).parent
+# the ready scenarios are tested as they lie here; at the end, so that the installed crashtest comes before this one
+sys.path.append(str(HERE.parent))
 
 
 @pytest.fixture(scope="session", autouse=True)

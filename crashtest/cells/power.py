@@ -110,10 +110,10 @@ class Power:
     def _nested(self, number: int, cuts: list[tuple[int, list[Name] | None, Tree]]) -> Iterator[dict[str, Any] | None]:
         """Recovery after a kill, and recovery after a power cut, each cut by the power in turn."""
         index, of = self.shard
-        # right after a change, before it is synced, a kill leaves most to be lost later
         kills = [n + 1 for n, e in enumerate(self.cells.events) if isinstance(e, Op) and e.changes]
         chosen: list[tuple[int, list[Name] | None, Tree]] = [
-            (cut, None, self.cells.state(cut, 0)[0]) for cut in _spread(kills, self.bounds.recoveries)[index::of]
+            (cut, None, self.cells.state(cut, 0)[0])
+            for cut in _telling(self.cells.events, kills, self.bounds.recoveries)[index::of]
         ]
         chosen += _spread(cuts, self.bounds.recoveries // of)
         self.nested_complete = max(len(kills), len(cuts) * of) <= self.bounds.recoveries
@@ -304,6 +304,15 @@ def _marks(events: list[Event], lost: list[Name]) -> list[str]:
     found = {event for event, _ in lost}
     ops = [op for number in sorted(found) if isinstance(op := events[number], Op)]
     return sorted({f"{op.call} {op.where}" for op in ops})
+
+
+def _telling(events: list[Event], cuts: list[int], number: int) -> list[int]:
+    """At most so many of the cuts after a change: those first that no change follows, but a sync, a step or an ack. A
+    kill there leaves most to be lost later; one between two changes leaves a part of it."""
+    last = [cut for cut in cuts if not (cut < len(events) and isinstance(e := events[cut], Op) and e.changes)]
+    others = [cut for cut in cuts if cut not in last]
+    chosen = _spread(last, number)
+    return sorted(chosen + _spread(others, number - len(chosen))) if number > len(chosen) else chosen
 
 
 def _spread(items: list[Any], number: int) -> list[Any]:

@@ -219,7 +219,7 @@ class Supervision:
         if fd == self._control:
             if flags & (select.EPOLLHUP | select.EPOLLERR):
                 raise Abandoned
-            self._poller.unregister(fd)  # a request waits there; it is read when this run is over
+            self._poller.modify(fd, 0)  # a request waits there until this run is over; its end is told all the same
         elif fd == self._forker.told:
             self._poller.unregister(fd)
             self._hear_of_end()

@@ -54,10 +54,12 @@ class Slot:
         self._file = ""
         self._serving: Example | None = None
         self._starts = 0
+        #: nothing more is asked: also of a zygote that was just being started when the line was closed
+        self._over = False
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """One request and its answer. Raises what the zygote reports: `UsageError`, `HarnessError`."""
-        if self._sock is None:
+        if self._sock is None or self._over:
             raise wire.Closed("no zygote")
         wire.send(self._sock, request)
         self._await_answer(self._sock)
@@ -126,6 +128,7 @@ class Slot:
 
     def hang_up(self) -> None:
         """Close the line from another thread: the zygote ends what it does, and itself."""
+        self._over = True
         sock = self._sock
         if sock is not None:
             with contextlib.suppress(OSError, wire.Closed):

@@ -2,8 +2,9 @@
 
 Temporary file, fsync, rename, fsync of the directory: the content is always the old one or the new one. But
 each crash before the rename leaves one more file with a fresh random name, and starting again never looks
-for them, so a program that is killed often fills its disk. The cure: names that recovery can recognise as
-its own, and a recovery that removes them while no other process can be writing one.
+for them, so a program that is killed often fills its disk. (It does sync the directory, so that a rename
+that a killed run left in the cache is not lost again after it was seen.) The cure: names that recovery can
+recognise as its own, and a recovery that removes them while no other process can be writing one.
 """
 
 import os
@@ -21,10 +22,15 @@ def leaves_temp(run: Run) -> None:
             temp.flush()
             os.fsync(temp.fileno())
         os.replace(temp.name, run.dir / "settings")
-        directory = os.open(run.dir, os.O_RDONLY | os.O_DIRECTORY)
-        os.fsync(directory)
-        os.close(directory)
+        sync(run.dir)
         run.ack()
+
+
+@leaves_temp.recover
+def sync(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    os.fsync(fd)
+    os.close(fd)
 
 
 @leaves_temp.ops

@@ -33,7 +33,9 @@ def presses() -> list[str]:
 @recovery_not_idempotent.recover
 def restart(directory: Path) -> None:
     lamp, temp = directory / "lamp", directory / "lamp.new"
-    pressed = (directory / "log").read_bytes().count(b"press\n")
+    with open(directory / "log", "rb") as log:
+        pressed = log.read().count(b"press\n")
+        os.fsync(log.fileno())  # a killed run may have left the last press in the cache only
     lit = (lamp.read_text() == "on") ^ (pressed % 2 == 1)
     with open(temp, "w") as file:
         file.write("on" if lit else "off")

@@ -57,6 +57,11 @@ def directory_synced_too_late(run: Run) -> None:
         sync(run.dir)
 
 
+def restart(directory: Path) -> None:
+    """What a killed run renamed may be in the cache only; whoever reads it next must not lose it again."""
+    sync(directory)
+
+
 def texts() -> list[str]:
     return ["colour = red\n", "colour = green\n"]
 
@@ -67,4 +72,5 @@ def settings(directory: Path) -> str:
 
 for one in (file_not_synced, directory_not_synced, directory_synced_too_late):
     one.ops(texts)
+    one.recover(restart)
     one.observe(settings)

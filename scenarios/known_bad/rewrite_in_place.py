@@ -22,6 +22,14 @@ def rewrite_in_place(run: Run) -> None:
         run.ack()
 
 
+@rewrite_in_place.recover
+def restart(directory: Path) -> None:
+    """Syncs what it goes on to show: a killed run may have left it in the cache only."""
+    fd = os.open(directory / "settings", os.O_RDONLY)
+    os.fsync(fd)
+    os.close(fd)
+
+
 @rewrite_in_place.ops
 def texts() -> list[str]:
     return ["colour = red\n", "colour = green\n" * 500]

@@ -25,6 +25,9 @@ HOSTILE = ['"""\nimport os; os._exit(7)\n"""', "\\", "\x1b[31m\u202e", "'''{0}{{
 STORY = """
 from crashtest import scenario
 
+#: interpreters after the oldest leave these out (tox.ini)
+pytestmark = pytest.mark.slow
+
 @scenario(setup={"a": "old"})
 def save(run):
     for text in run.ops:

@@ -10,6 +10,9 @@ import pytest
 from crashtest.cells import plan, prepare
 from crashtest.verdict import ScenarioResult
 
+#: interpreters after the oldest leave these out (tox.ini)
+pytestmark = pytest.mark.slow
+
 Write = Callable[[str], Path]
 Crash = Callable[..., ScenarioResult]
 

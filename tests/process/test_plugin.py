@@ -208,6 +208,9 @@ import pytest
 from crashtest import UsageError
 import story
 
+#: interpreters after the oldest leave these out (tox.ini)
+pytestmark = pytest.mark.slow
+
 def test_held(crashtest):
     before = signal.getsignal(signal.SIGTERM)
     result = crashtest(story.good, timeout=20, jobs=1)

@@ -21,6 +21,9 @@ from crashtest.values import parse
 from scenarios.engine import _model, generated
 from scenarios.engine._store import Change
 
+#: interpreters after the oldest leave these out (tox.ini)
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

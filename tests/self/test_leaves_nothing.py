@@ -77,7 +77,7 @@ class Running:
 
 @pytest.fixture
 def running(tmp_path: Path) -> Running:
-    return Running(tmp_path, ["run", "story.py", "--model", "kill", "-j", "1", "--report", "json"])
+    return Running(tmp_path, ["run", "story.py", "-j", "1", "--report", "json"])
 
 
 def states_of(running: Running) -> list[Path]:
