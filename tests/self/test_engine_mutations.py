@@ -155,9 +155,10 @@ def test_an_engine_without_a_safeguard_is_caught(name: str, tmp_path: Path) -> N
 
 
 def test_a_recovery_that_only_its_own_death_shows_to_be_wrong_needs_depth_two(tmp_path: Path) -> None:
-    shallow = crash(DONE_TOO_EARLY, tmp_path, "refs_and_files", "--depth", "1", code=0)
+    kill = ("--model", "kill", "--depth")
+    shallow = crash(DONE_TOO_EARLY, tmp_path, "refs_and_files", *kill, "1", code=0)
     assert (shallow["verdict"], shallow["nested"]["cells"]) == ("held", 0)
-    deep = crash(DONE_TOO_EARLY, tmp_path, "refs_and_files", "--depth", "2")
+    deep = crash(DONE_TOO_EARLY, tmp_path, "refs_and_files", *kill, "2")
     assert "atomic" in {one["guarantee"] for one in deep["violations"]}
     assert all(">" in one["id"] and "; then recovery died before" in one["point"] for one in deep["violations"])
 
@@ -210,7 +211,7 @@ def test_a_bug_that_needs_three_operations_in_a_row_is_found_and_shrunk_to_them(
     source = scenario.read_text()
     assert source.count("guarantees=CLAIMED") == 1
     scenario.write_text(source.replace("guarantees=CLAIMED", 'guarantees={"recovers"}'))  # the others take time
-    options = ("--seed", str(seed), "--examples", str(count), "--depth", "1", "--shrink", "10m")
+    options = ("--model", "kill", "--seed", str(seed), "--examples", str(count), "--depth", "1", "--shrink", "10m")
     found = crash(KNOWN_BY_CONTENT, tmp_path, "generated", *options)
     (shrunk,) = {tuple(one["operations"]) for one in found["violations"] if one["shrunk"]}
     operations = [ast.literal_eval(text) for text in shrunk]
