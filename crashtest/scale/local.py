@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import queue
 import signal
 import threading
@@ -524,10 +525,19 @@ def end_strays(token: str) -> int:
     return ended
 
 
+def _reap_orphans(known: set[int]) -> None:
+    """What a killed zygote had started has come to this process when it ended. known: children from before the run."""
+    for process in psutil.Process().children():
+        with contextlib.suppress(psutil.Error, ChildProcessError):
+            if process.pid not in known and process.status() == psutil.STATUS_ZOMBIE:
+                os.waitpid(process.pid, os.WNOHANG)
+
+
 @contextlib.contextmanager
 def _guarded() -> Iterator[None]:
     """Orphans come to this process, and a SIGTERM ends the run the way Ctrl-C does."""
     subreaper = bpf.is_subreaper()
+    known = {process.pid for process in psutil.Process().children()}
     bpf.become_subreaper()
 
     def interrupt(number: int, _: object) -> None:
@@ -544,6 +554,7 @@ def _guarded() -> Iterator[None]:
             signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
             signal.signal(signal.SIGINT, signal.SIG_DFL if before_int is None else before_int)
         bpf.become_subreaper(subreaper)
+        _reap_orphans(known)
 
 
 def _observation(settings: Settings) -> bool:

@@ -19,14 +19,14 @@ from crashtest.scale import stored
 from crashtest.testing import crash_again
 from crashtest.values import canonical, parse
 
+#: interpreters after the oldest leave these out (tox.ini)
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 #: texts that try to leave the place where they stand
 HOSTILE = ['"""\nimport os; os._exit(7)\n"""', "\\", "\x1b[31m\u202e", "'''{0}{{", "\udc80é"]
 STORY = """
 from crashtest import scenario
-
-#: interpreters after the oldest leave these out (tox.ini)
-pytestmark = pytest.mark.slow
 
 @scenario(setup={"a": "old"})
 def save(run):

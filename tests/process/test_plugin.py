@@ -15,6 +15,9 @@ import pytest
 from crashtest.observe import bpf
 from crashtest.verdict import ScenarioResult
 
+#: interpreters after the oldest leave these out (tox.ini)
+pytestmark = pytest.mark.slow
+
 pytest_plugins = ["pytester"]
 
 Crash = Callable[..., ScenarioResult]
@@ -207,9 +210,6 @@ import signal
 import pytest
 from crashtest import UsageError
 import story
-
-#: interpreters after the oldest leave these out (tox.ini)
-pytestmark = pytest.mark.slow
 
 def test_held(crashtest):
     before = signal.getsignal(signal.SIGTERM)

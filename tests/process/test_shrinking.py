@@ -18,15 +18,15 @@ from crashtest.scale import local, shrinking
 from crashtest.scenario import Scenario, load
 from crashtest.verdict import Event, RunResult, ScenarioResult, Shrinking
 
+#: interpreters after the oldest leave these out (tox.ini)
+pytestmark = pytest.mark.slow
+
 Write = Callable[[str], Path]
 
 HEAD = "import os\nfrom pathlib import Path\nfrom crashtest import DEFAULT, Run, scenario\n"
 #: a store that rewrites its file in place when `drop` follows `freeze` follows `put`; else it replaces it
 STORE = """
 import json
-
-#: interpreters after the oldest leave these out (tox.ini)
-pytestmark = pytest.mark.slow
 
 @scenario(setup={{"state": "[]"}}, guarantees={{"atomic"}}, expect={expect})
 def store(run: Run) -> None:
