@@ -54,6 +54,8 @@ class ModelResult(msgspec.Struct, kw_only=True):
     unique_states: int = 0
     #: power cuts in recovery that were tried
     nested: int = 0
+    #: whether these were all that are possible at depth 2, and not a sample
+    nested_exhaustive: bool = True
     skipped: int = 0
     exhaustive: bool = True
     guarantees: dict[str, GuaranteeVerdict] = {}

@@ -32,12 +32,22 @@ class Expected(NamedTuple):
     glances: Sequence[str] = ()
 
 
+#: guarantees that say what is wrong with the state, so that it need not be compared with one shown before
+STATE = frozenset({"recovers", "atomic", "durable", "ordered"})
+
+
 def faults(
-    scenario: Scenario, expected: Expected, tree: dict[str, Any], acked: int, extra: dict[str, Any]
+    scenario: Scenario,
+    expected: Expected,
+    tree: dict[str, Any],
+    acked: int,
+    extra: dict[str, Any],
+    shown: str | None = None,
 ) -> tuple[list[str], list[Fault]]:
     """Everything that is judged of one crash state: the guarantees that could be, and the claimed ones it breaks.
 
-    tree: what recovery made of it (`recoveries.py`). extra: what depends on the acks as well (live, check).
+    tree: what recovery made of it (`recoveries.py`). extra: what depends on the acks as well (live, check). shown: what
+    an earlier recovery had shown when it was done.
     """
     states = expected.states
     judged = ["recovers"]
@@ -49,7 +59,8 @@ def faults(
         found.append(Fault("recovers", "recovery and observe end, in time and without an error", tree["failure"]))
         return judged, _claimed(scenario, found)
     judged += ["atomic", "durable", "ordered"]
-    found.append(state_fault(states, acked, tree["observed"]))
+    fault = state_fault(states, acked, tree["observed"])
+    found.append(fault if fault is not None or shown is None else shown_fault(shown, tree["observed"]))
     if tree["again"] is not None:
         judged.append("idempotent")
         found.append(idempotent_fault(tree["observed"], tree["again"]["failure"], tree["again"]["observed"]))
@@ -145,13 +156,9 @@ def interrupted_fault(whole: str, killed: str) -> Fault:
     return Fault("idempotent", f"recovery that is killed and run again gives {shown(whole)}", shown(killed))
 
 
-def shown_fault(first: str, failure: str, second: str) -> Fault | None:
+def shown_fault(first: str, second: str) -> Fault | None:
     """`durable`: what a finished recovery has shown outlives a power cut after it."""
     wanted = f"what the finished recovery had shown: {shown(first)}"
-    if failure:
-        return Fault(
-            "recovers", f"recovery after a power cut that came when recovery was done gives {shown(first)}", failure
-        )
     return Fault("durable", wanted, shown(second)) if first != second else None
 
 

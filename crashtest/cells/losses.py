@@ -16,8 +16,6 @@ from crashtest.scenario import Scenario
 
 #: causes of one guarantee that are reduced and told
 CAUSES = 5
-#: guarantees that say what is wrong with the state, so that it need not be compared with one shown before
-_STATE = frozenset({"recovers", "atomic", "durable", "ordered"})
 
 
 class Cause(NamedTuple):
@@ -44,9 +42,11 @@ class Losses:
         self.judged: dict[str, int] = {}
         self.seen: set[tuple[str, int]] = set()
         self.seen_inner: set[tuple[str, int]] = set()
-        self.states = self.nested = self.skipped = self.nested_shards = 0
-        self.shards = self.finished = 0
+        self.states = self.nested = self.skipped = 0
+        #: shards of the walk and single states that were given out, and how many of them have come to their end
+        self.given = self.finished = 0
         self.exhaustive = self.nested_complete = True
+        #: a fault that did not come again in processes of its own, in words
         self.disagreement = ""
         self._waiting: list[dict[str, Any]] = []
         self._failed: set[tuple[str, Cell]] = set()
@@ -81,10 +81,7 @@ class Losses:
                 if self.facts[inner["tree"]]["skipped"]:
                     continue
                 self.seen_inner.add((inner["tree"], told["acks"]))
-                nested = cell._replace(
-                    inner=tuple((cut, kind, torn) for cut, kind, torn in inner["path"]),
-                    lost=_names(inner["lost"]), lost_first=None if first is None else _names(first),
-                )  # fmt: skip
+                nested = _nested(cell, inner, first)
                 shown = None if self._broken(told) else inner["shown"]
                 facts = {**told, **inner, "acks": told["acks"], "before": told["before"], "then": inner["before"]}
                 facts["marks"] = sorted({*inner["marks"], *(told["marks"] if first else ())})
@@ -95,17 +92,14 @@ class Losses:
         """Whether the recovery that is cut shows something wrong already: then it has not promised anything."""
         tree = self.facts[told["tree"]]
         _, found = judge.faults(self.scenario, self.expected, tree, told["acks"], told["extra"])
-        return bool({fault.guarantee for fault in found} & {*_STATE, "idempotent"})
+        return bool({fault.guarantee for fault in found} & {*judge.STATE, "idempotent"})
 
     def _faults(self, told: dict[str, Any], shown: str | None) -> list[Fault]:
         tree = self.facts[told["tree"]]
-        judged, found = judge.faults(self.scenario, self.expected, tree, told["acks"], told["extra"])
+        judged, found = judge.faults(self.scenario, self.expected, tree, told["acks"], told["extra"], shown)
         for guarantee in judged:
             self.judged[guarantee] = self.judged.get(guarantee, 0) + 1
-        if shown is not None and not {fault.guarantee for fault in found} & _STATE:
-            later = judge.shown_fault(shown, tree["failure"], tree["observed"])
-            found += [later] if later is not None else []
-        return [fault for fault in found if fault.guarantee in self.scenario.claimed()]
+        return found
 
     # -- one violation for each cause ----------------------------------------------------------------------------
 
@@ -173,6 +167,21 @@ class Losses:
 
     def violated(self) -> set[str]:
         return {fault.guarantee for fault, _, _ in self.faults}
+
+
+def late_cells(model: str, told: dict[str, Any]) -> list[Cell]:
+    """The states in which something timed out: to be tried again when nothing else runs."""
+    cell = Cell(told["cut"], "", 0, "group", model=model, lost=_names(told["lost"]))
+    if told["timed_out"] and not told["again"]:
+        return [cell]
+    inner = told["inner"] if told["again"] else ()
+    return [_nested(cell, one, told["lost_first"]) for one in inner if one["timed_out"]]
+
+
+def _nested(cell: Cell, inner: dict[str, Any], first: Any) -> Cell:
+    """A power cut in recovery, from the cell whose recovery it is. first: what that one lost, None after a kill."""
+    places = tuple((cut, kind, torn) for cut, kind, torn in inner["path"])
+    return cell._replace(inner=places, lost=_names(inner["lost"]), lost_first=None if first is None else _names(first))
 
 
 def _losing(cell: Cell) -> bool:

@@ -107,6 +107,7 @@ def _walked(examples: list[Example], model: str, unrun: int, unknown: bool) -> M
         trees=sum(len({tree for tree, _ in walk.seen}) for walk in walks),
         unique_states=sum(len(walk.seen) for walk in walks),
         nested=sum(walk.nested for walk in walks),
+        nested_exhaustive=bool(walks) and all(walk.nested_complete for walk in walks),
         skipped=min(sum(walk.skipped for walk in walks), 1 << 53),
     )
     done = bool(walks) and not any(_unfinished(example, model) for example in examples)
@@ -117,7 +118,7 @@ def _walked(examples: list[Example], model: str, unrun: int, unknown: bool) -> M
 def _unfinished(example: Example, model: str) -> bool:
     """Whether a walk was begun and did not come to its end, or never begun."""
     walk = example.losses.get(model)
-    return not example.reason and (walk is None or walk.finished < max(walk.shards, 1))
+    return not example.reason and (walk is None or walk.finished < max(walk.given, 1))
 
 
 def unwalked(examples: list[Example], models: tuple[str, ...]) -> bool:
@@ -195,7 +196,9 @@ def _violations(scenario: Scenario, examples: list[Example], models: tuple[str, 
         for fault, cell, facts in sorted(example.faults, key=order):
             _add(found, (fault.guarantee, example.cause(cell, facts)), example, fault, cell, facts)
         for model, losses in example.losses.items():
-            for fault, cell, facts in losses.kept_all() if "kill" not in models else ():
+            for fault, cell, facts in losses.kept_all():
+                if any(other.model == "kill" and other.guarantee == fault.guarantee for other in found.values()):
+                    continue  # told as what a kill leaves
                 _add(found, (model, fault.guarantee, str(facts["where"])), example, fault, cell, facts)
             for cause in losses.counted():
                 _add_cause(found, example, cause)

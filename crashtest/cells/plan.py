@@ -37,7 +37,7 @@ class Cell(NamedTuple):
     #: nested crashes: where each recovery is killed in turn, as (cut, kind, torn)
     inner: tuple[tuple[int, str, int], ...] = ()
     model: str = "kill"
-    #: the units that the last crash loses, by name (`persist.states`); what an outer one lost is in `before`
+    #: the units that the last crash loses, by name (`persist.states`)
     lost: tuple[tuple[int, int], ...] = ()
     #: with a nested crash: the units that the first crash lost, where it was a power cut; None: it was a kill
     lost_first: tuple[tuple[int, int], ...] | None = None

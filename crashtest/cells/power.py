@@ -18,6 +18,7 @@ from crashtest.cells.batch import Unfit
 from crashtest.cells.plan import kind_of
 from crashtest.cells.realise import Restarted, summary
 from crashtest.cells.recoveries import Cells
+from crashtest.errors import HarnessError, quoted
 from crashtest.persist.models import Model, barrier, describe
 from crashtest.persist.states import Limits, Name, Walk, reduced, state_of, window_at
 from crashtest.persist.tree import Tree
@@ -120,8 +121,10 @@ class Power:
         for cut, lost, tree in chosen:
             told = self._cell(number, cut, lost or [], tree)
             told["again"] = True
-            root = self.root(cut, lost, tree)
-            if root is not None:
+            root = None if told["timed_out"] else self.root(cut, lost, tree)
+            if root is None:
+                self.nested_complete = False
+            else:
                 told["inner"] = list(self._inner(root, told["acks"], told["new"]))
                 told["lost_first"] = lost
                 yield told
@@ -133,10 +136,11 @@ class Power:
         walk = Walk(root.first, root.events, self.model, limits=limits, seed=self.seed, begin=root.begin)
         for state in walk:
             self.nested += 1
-            found = self.cells.settle(state.tree, self.acks[:acked], alone=False, on_disk=False)
-            new.update(found["new"])
+            found = self._settled(state.tree, acked)
+            if not found["timed_out"]:
+                new.update(found["new"])
             told = self._told_inner(root, state.cut, state.lost)
-            yield {**told, "tree": found["tree"], "extra": found["extra"]}
+            yield {**told, "tree": found["tree"], "extra": found["extra"], "timed_out": found["timed_out"]}
         self.nested_complete = self.nested_complete and walk.coverage.exhaustive
 
     def _told_inner(self, root: Root, at: int, lost: list[Name]) -> dict[str, Any]:
@@ -161,16 +165,21 @@ class Power:
 
     def _cell(self, number: int, cut: int, lost: list[Name], tree: Tree) -> dict[str, Any]:
         """Recover one state."""
-        self.cells.bench.timed_out = False
         told = self._told(number, cut, lost)
-        found = self.cells.settle(tree, self.acks[: told["acks"]], alone=False, on_disk=False)
-        return {**told, "timed_out": self.cells.bench.timed_out, **found}
+        return {**told, **self._settled(tree, told["acks"])}
+
+    def _settled(self, tree: Tree, acked: int) -> dict[str, Any]:
+        """Recover a tree; nothing is remembered of it when anything timed out."""
+        self.cells.bench.timed_out = False
+        return self.cells.timed(self.cells.settle(tree, self.acks[:acked], alone=False, on_disk=False), alone=False)
 
     def root(self, cut: int, lost: list[Name] | None, tree: Tree) -> Root | None:
         """Recovery of a tree, recorded; lost: None after a kill, when what was not synced can still be lost."""
         made = self._recorded(tree)
-        if made.trace is None or made.failure or made.timeout:
+        if made.trace is None or made.failure or made.timeout or made.trace.unmodelled:
             return None
+        if made.proof:
+            raise HarnessError(f"the record of a recovery does not give what it left on disk: {quoted(made.proof[0])}")
         shift = cut if lost is None else 0
         recovery = [e._replace(began=e.began + shift) if isinstance(e, Op) else e for e in made.trace.events]
         before = self.cells.events[:cut] if lost is None else []
@@ -228,11 +237,11 @@ class Power:
         cells.forget(tree.digest(), acked)
         depth, cells.depth = cells.depth, 1
         try:
-            found = cells.settle(tree, self.acks[:acked], alone=True, on_disk=False)
+            found = cells.timed(cells.settle(tree, self.acks[:acked], alone=True, on_disk=False), alone=True)
         finally:
             cells.depth = depth
         over = root.ended and at == len(root.events)
-        return {**found, "acks": acked, "shown": root.shown if over else None, "timed_out": cells.bench.timed_out}
+        return {**found, "acks": acked, "shown": root.shown if over else None}
 
     def reduce(self, asked: dict[str, Any], guarantee: str, expected: judge.Expected) -> dict[str, Any]:
         """The fewest lost units with which a state still breaks the guarantee, told in words."""
@@ -282,12 +291,8 @@ class Power:
 def broken(cells: Cells, expected: judge.Expected, facts: dict[str, Any]) -> set[str]:
     """The guarantees that a state breaks."""
     tree = facts["new"].get(facts["tree"]) or cells.known[facts["tree"]]
-    _, found = judge.faults(cells.bench.scenario, expected, tree, facts["acks"], facts["extra"])
-    names = {fault.guarantee for fault in found}
-    if facts["shown"] is not None and not names & {"recovers", "atomic", "durable", "ordered"}:
-        fault = judge.shown_fault(facts["shown"], tree["failure"], tree["observed"])
-        names |= {fault.guarantee} if fault is not None else set()
-    return names
+    _, found = judge.faults(cells.bench.scenario, expected, tree, facts["acks"], facts["extra"], facts["shown"])
+    return {fault.guarantee for fault in found}
 
 
 def _in(where: str) -> str:

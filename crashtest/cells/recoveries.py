@@ -85,9 +85,9 @@ class Cells:
         A cell in which anything timed out says so (`timed_out`), and nothing of it is remembered.
         """
         self.bench.timed_out = False
-        return self._timed(self._kill(crash), alone)
+        return self.timed(self._kill(crash), alone)
 
-    def _timed(self, cell: dict[str, Any], alone: bool) -> dict[str, Any]:
+    def timed(self, cell: dict[str, Any], alone: bool) -> dict[str, Any]:
         """Say whether anything timed out; then nothing of the cell is remembered, unless it came again alone."""
         cell["timed_out"] = self.bench.timed_out
         if alone:
@@ -421,7 +421,7 @@ class Cells:
             self.depth = 1
         found = self.settle(tree, acks, alone=compare)
         self.depth = depth
-        return self._timed({**found, "acks": len(acks)}, alone)
+        return self.timed({**found, "acks": len(acks)}, alone)
 
     def state(self, cut: int, torn: int) -> tuple[Tree, list[bytes]]:
         """The tree and the acks at a cut of the recorded run; cheap where cuts are asked for in order."""

@@ -166,10 +166,12 @@ def scenario_line(result: ScenarioResult, width: int = 0) -> Line:
 def power_figures(model: ModelResult) -> str:
     """How many states of a power cut were judged, and of how many."""
     figures = words.count(model.cells, "state")
-    if model.nested:
-        figures += f" + {model.nested} in recovery"
+    recovery = f" + {model.nested} in recovery" if model.nested else ""
+    if model.exhaustive and (model.nested_exhaustive or not model.nested):
+        return f"{figures}{recovery}, all that are possible"
     if model.exhaustive:
-        return f"{figures}, all that are possible"
+        return f"{figures}, all that are possible{recovery}, a sample"
+    figures += recovery
     missing = f"{model.skipped:,}" if model.skipped < 1_000_000 else f"about 10^{len(str(model.skipped)) - 1}"
     return f"{figures}, {missing} more losses not tried"
 

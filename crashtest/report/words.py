@@ -96,9 +96,15 @@ def exit_meaning(result: RunResult) -> str:
         return f"{many} cannot be judged as written" if result.scenarios else "usage or configuration"
     if result.exit == 0:
         words = "every guarantee held" if "held" in marks else ""
-        skipped = sum(model.skipped for one in result.scenarios for model in one.models.values())
-        if words and skipped:
-            words += f" where it was tried ({count(skipped, 'crash state was', 'crash states were')} skipped)"
+        walked = [pair for one in result.scenarios for pair in one.models.items()]
+        skipped = sum(model.skipped for name, model in walked if name == "kill")
+        left = []
+        if skipped:
+            left.append(f"{count(skipped, 'crash state was', 'crash states were')} skipped")
+        if any(not m.exhaustive or (m.nested and not m.nested_exhaustive) for name, m in walked if name != "kill"):
+            left.append("power cuts were a sample")
+        if words and left:
+            words += f" where it was tried ({', '.join(left)})"
         if "caught" in marks:
             words += (", and " if words else "") + "every expected violation was caught"
         if result.stopped:

@@ -24,6 +24,7 @@ import psutil
 
 from crashtest import wire
 from crashtest.cells.example import Example
+from crashtest.cells.losses import late_cells
 from crashtest.cells.matrix import result, unwalked
 from crashtest.cells.plan import Cell, cell_id, example_id
 from crashtest.cells.recoveries import Unbatchable
@@ -282,7 +283,7 @@ class Runner:
                 reduced = {"guarantee": task.fault[0].guarantee, "names": example.prepared["names"]}
                 request.update({**reduced, "glances": example.prepared["glances"]})
             task.answers = [slot.ask({**request, "do": task.do})]
-            if task.fault is None:
+            if task.fault is None and not task.alone:
                 task.coverage = {"skipped": "0", "exhaustive": False, "nested": 0, "nested_complete": False}
             return
         slot.ask({**request, "do": "power", "shard": list(task.shard)})
@@ -330,7 +331,12 @@ class Runner:
             self._take_cuts(job, task, task.example)
         elif task.do == "reduce":
             assert task.example is not None and task.fault is not None
-            task.example.walk(task.model).take_reduced(*task.fault, task.answers[0])
+            losses = task.example.walk(task.model)
+            losses.take_reduced(*task.fault, task.answers[0])
+            if losses.disagreement:
+                task.example.harness_error = task.example.harness_error or (
+                    f"a power cut that broke a guarantee did not do so in processes of its own: {losses.disagreement}"
+                )
         elif task.do == "kill":
             assert task.example is not None
             for cell, facts in zip(task.cells, task.answers, strict=True):
@@ -391,25 +397,28 @@ class Runner:
         if self._only is not None:
             for cell in self._only:
                 if cell.model != "kill":
-                    example.walk(cell.model).shards += 1
+                    example.walk(cell.model).given += 1
                     self._give(Task(job, "power_again", example, cells=[cell], model=cell.model))
             return
         for model in job.models:
             if model != "kill":
                 of = len(self._slots)
-                example.walk(model).shards += of
+                example.walk(model).given += of
                 for index in range(of):
                     self._give(Task(job, "power", example, model=model, shard=(index, of)))
 
     def _take_cuts(self, job: Job, task: Task, example: Example) -> None:
         for told in task.answers:
-            if told["timed_out"] and task.do == "power":
-                cell = Cell(told["cut"], "", 0, "group", model=task.model, lost=tuple(map(tuple, told["lost"])))
-                if not told["again"]:
-                    example.walk(task.model).shards += 1
-                    self._give(Task(job, "power_again", example, cells=[cell], model=task.model))
-                continue
+            late = late_cells(task.model, told)
+            if late and not task.alone:
+                job.slow += [(example, cell) for cell in late]
+                if told["timed_out"]:
+                    continue
+                told["inner"] = [inner for inner in told["inner"] if not inner["timed_out"]]
+            job.timeouts += bool(late)
             example.take_cut(task.model, told)
+        if task.alone:
+            self._again_alone(job)
         if task.coverage is not None:
             example.walk(task.model).finish(task.coverage)
         if job.goal:
@@ -436,10 +445,14 @@ class Runner:
     def _again_alone(self, job: Job) -> None:
         """A time-out counts when it comes again with nothing else running; three that did are enough."""
         if job.timeouts >= ENOUGH_TIMEOUTS:
-            job.slow.clear()  # they stay untried, and are counted so
+            for example, cell in job.slow:  # they stay untried, and are counted so
+                if cell.model != "kill":
+                    example.walk(cell.model).given += 1
+            job.slow.clear()
         if job.slow:
             example, cell = job.slow.pop(0)
-            self._give(Task(job, "kill", example, cells=[cell], alone=True))
+            do = "kill" if cell.model == "kill" else "power_again"
+            self._give(Task(job, do, example, cells=[cell], model=cell.model, alone=True))
 
     def _confirm(self, job: Job) -> None:
         """All cells are in: do every violation, and a sample, the other way as well."""

@@ -160,7 +160,7 @@ def test_the_first_failure_ends_a_run_with_x_and_is_shrunk(shrunk: Shown, tmp_pa
 
 
 def test_a_killed_fork_server_is_no_failure_of_its_sequence(write_scenario: Write, tmp_path: Path) -> None:
-    """Its scenario has a harness error, the other sequences and the run go on, nothing is counted as passed."""
+    """Its scenario has a harness error and nothing of it is counted as passed; it is not shrunk."""
     zygote = "int(Path(f'/proc/{os.getppid()}/stat').read_text().rpartition(')')[2].split()[1])"  # the forker's parent
     kill = f"    if len(run.ops) > 3: os.kill({zygote}, 9)\n    for number"
     (made,) = run_once(
