@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import msgspec
+
+from crashtest.cells.judge import Expected
+from crashtest.cells.losses import Losses
 from crashtest.config import Settings
+from crashtest.report.story import power_figures
 from crashtest.scale import local
+from crashtest.scenario import Scenario
 from crashtest.verdict import ScenarioResult, Violation
 
 Write = Callable[[str], Path]
@@ -110,3 +117,62 @@ def test_two_walks_find_the_same(crash: Crash, write_scenario: Write) -> None:
     assert made[0].violations and made[0].harness_error == ""
     told = [[(v.id, v.guarantee, v.point, v.lost, v.kept, v.barrier) for v in one.violations] for one in made]
     assert told[0] == told[1]
+
+
+#: recovery waits for ever, the first times that it finds the new name: {flag} lies outside of the state
+SLOW = """
+import time
+
+@scenario(setup={{"a": b"old"}}, timeout=3, allow_outside=["*/flag*"])
+def replaces(run: Run) -> None:
+    (run.dir / "b").write_text("new")
+    os.replace(run.dir / "b", run.dir / "a")
+    run.ack()
+
+@replaces.recover
+def recover(directory: Path) -> None:
+    if (directory / "a").read_text() == "\\0\\0\\0" and not os.path.exists({flag!r}):
+        open({flag!r}, "w").close()
+        time.sleep(600)
+
+@replaces.observe
+def look(directory: Path) -> str:
+    return (directory / "a").read_text()
+"""
+
+
+def test_a_recovery_after_a_power_cut_that_hangs_once_is_tried_again_alone(
+    crash: Crash, write_scenario: Write, tmp_path: Path
+) -> None:
+    made = crash(write_scenario(SLOW.format(flag=str(tmp_path / "flag"))), models=("posix",), depth=1)
+    assert made.harness_error == "" and (tmp_path / "flag").exists()
+    assert {violation.guarantee for violation in made.violations} == {"atomic", "durable"}
+    assert made.models["posix"].guarantees["recovers"] == "held"
+
+
+def test_a_sample_of_recoveries_is_not_called_all(crash: Crash, write_scenario: Write) -> None:
+    made = crash(write_scenario(LOG.format(trust="synced(log)")), models=BOTH, losses=40)
+    model = made.models["posix"]
+    assert model.exhaustive and model.nested and "all that are possible" in power_figures(model)
+    told = power_figures(msgspec.structs.replace(model, nested_exhaustive=False))
+    assert told.endswith("in recovery, a sample")
+
+
+def test_a_fault_that_does_not_come_again_alone_is_an_error_of_the_harness() -> None:
+    scenario = Scenario(workload=print, do_observe=lambda directory: "")
+    facts = {"wrong": tree("S9"), "right": tree("S1")}
+    losses = Losses(scenario, Expected(['"S0"', '"S1"']), "posix", facts)
+    losses.take(
+        {"number": 0, "cut": 1, "acks": 0, "lost": [[0, 0]], "tree": "wrong", "extra": {}, "marks": ["write"],
+         "again": False, "inner": [], "before": "", "where": ""}
+    )  # fmt: skip
+    losses.judge()
+    fault = losses.next_to_reduce()
+    assert fault is not None and fault[0].guarantee == "atomic"
+    losses.take_reduced(*fault, {"new": {}, "tree": "right", "extra": {}, "marks": [], "shown": None, "lost": []})
+    assert losses.causes == [] and "atomic" in losses.disagreement
+    assert losses.next_to_reduce() is None
+
+
+def tree(observed: str) -> dict[str, Any]:
+    return {"failure": "", "observed": f'"{observed}"', "glance": None, "again": None, "skipped": False, "names": []}
