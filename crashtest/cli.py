@@ -337,7 +337,7 @@ def replay(session: Session, identity: str, report_dir: Path, timeout: float, ob
 
     session.report_dir = report_dir
     record = find_record(identity, report_dir)
-    import crashtest.scale.local as engine
+    import crashtest.scale.replay as engine
 
     settings = Settings(report_dir=report_dir, timeout=timeout, observation=observation)
     told = Replayed(sys.stdout, report_dir)

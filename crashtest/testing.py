@@ -47,7 +47,7 @@ def crash_again(
     from crashtest.config import Settings
     from crashtest.options import usable_cores
     from crashtest.report import story
-    from crashtest.scale import local
+    from crashtest.scale.replay import again
     from crashtest.scale.stored import Record
     from crashtest.values import canonical
 
@@ -69,7 +69,7 @@ def crash_again(
         lost=list(cell.lost), lost_first=None if first is None else list(first),
     )  # fmt: skip
     settings = Settings(timeout=timeout, jobs=usable_cores())
-    made = local.again(record, path, label, settings, lambda event: None)
+    made = again(record, path, label, settings, lambda event: None)
     if made.exit == 0:
         return
     told = "\n".join(story.plain(line) for line in story.replayed(made, None))

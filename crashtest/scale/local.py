@@ -8,7 +8,6 @@ dies is a harness error of the scenario it worked on. Signals only its own desce
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import queue
 import signal
@@ -18,7 +17,6 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -36,8 +34,8 @@ from crashtest.scale import shrinking, stored
 from crashtest.scale.jobs import Job, Task, before, family
 from crashtest.scale.rundir import TOKEN, RunDirectory
 from crashtest.scale.slot import Slot, Stopped
-from crashtest.scenario import Scenario, load
-from crashtest.trace import Step
+from crashtest.scale.work import do
+from crashtest.scenario import Scenario
 from crashtest.verdict import (
     Emit,
     Note,
@@ -57,16 +55,6 @@ CHUNK = 12
 ENOUGH_TIMEOUTS = 3
 #: cells of each example that are also rebuilt from the record, besides every violation's
 SAMPLE = 4
-
-
-def _told(example: Example, cell: Cell) -> dict[str, Any]:
-    """What is known of a crash state that no kill has made."""
-    event = example.events[cell.cut] if cell.cut < len(example.events) else None
-    return {
-        "end": "killed", "problem": "", "events": cell.cut, "step": event.name if isinstance(event, Step) else "",
-        "proof": [], "proved": False, "strays": [], "outside": [],
-        "before": event.describe() if event else "", "where": event.where if event else "",
-    }  # fmt: skip
 
 
 class Runner:
@@ -207,7 +195,7 @@ class Runner:
                     break
                 task = self._todo.popleft()
             try:
-                self._do(slot, task)
+                do(slot, task, self.settings, self._results.put, lambda: self._ending or bool(self.stopped))
             except wire.Closed as lost:
                 if not self._ending:
                     slot.close()
@@ -217,82 +205,6 @@ class Runner:
                 task.error = error
             self._results.put(task)
         slot.close()
-
-    def _do(self, slot: Slot, task: Task) -> None:
-        job, timeout = task.job, self.settings.timeout
-        slot.open(job.scenario, job.file)
-        if task.do == "prepare":
-            request = slot.request("prepare", job.scenario, task.ops, timeout)
-            task.answers = [slot.ask({**request, "once": bool(job.goal)})]
-            return
-        assert task.example is not None
-        slot.serve(task.example, timeout, job.depth)
-        if task.do in ("power", "power_again", "reduce"):
-            self._cut(slot, task, task.example)
-            return
-        if task.do == "kill":
-
-            def recorded(cell: Cell) -> bool:
-                return job.rebuilt or cell.variant in ("rebuilt", "computed")
-
-            for from_record, cells in itertools.groupby(task.cells, recorded):
-                if from_record:
-                    task.answers += self._rebuild(slot, task.example, list(cells), alone=task.alone)
-                    continue
-                for cell in cells:
-                    request = {"do": "kill", "crashes": [list(cell[:4])], "alone": task.alone}
-                    task.answers += slot.ask(request)["cells"]
-            return
-        for cell in task.cells:
-            crash = [cell.cut, cell.kind, cell.torn, "group" if cell.variant == "computed" else cell.variant]
-            if cell.inner:
-                task.answers.append(
-                    slot.ask({"do": "kill_inner", "crash": crash, "path": [list(p) for p in cell.inner]})
-                )
-            elif cell.variant == "computed":
-                task.answers += slot.ask({"do": "kill", "crashes": [crash], "alone": False})["cells"]
-            else:
-                task.answers += self._rebuild(slot, task.example, [cell], compare=True)
-
-    def _rebuild(
-        self, slot: Slot, example: Example, cells: list[Cell], compare: bool = False, alone: bool = False
-    ) -> list[dict[str, Any]]:
-        """Crash states from the record, told like killed ones. compare: nothing remembered, in own processes."""
-        request = {
-            "do": "rebuild",
-            "cells": [[cell.cut, cell.torn] for cell in cells],
-            "compare": compare,
-            "alone": alone,
-        }
-        return [
-            {**_told(example, cell), **facts} for cell, facts in zip(cells, slot.ask(request)["cells"], strict=True)
-        ]
-
-    def _cut(self, slot: Slot, task: Task, example: Example) -> None:
-        """The walk of a shard, told part by part; or one state again; or one reduced."""
-        request: dict[str, Any] = {"model": task.model, "seed": self.settings.seed}
-        losses = self.settings.losses
-        request["bounds"] = [min(256, losses), losses, max(8, losses // 16), max(8, losses // 16)]
-        if task.do != "power":
-            cell = task.cells[0] if task.fault is None else task.fault[1]
-            request["cell"] = {
-                "cut": cell.cut, "lost": list(cell.lost), "path": [list(place) for place in cell.inner],
-                "lost_first": None if cell.lost_first is None else list(cell.lost_first),
-            }  # fmt: skip
-            if task.fault is not None:
-                reduced = {"guarantee": task.fault[0].guarantee, "names": example.prepared["names"]}
-                request.update({**reduced, "glances": example.prepared["glances"]})
-            task.answers = [slot.ask({**request, "do": task.do})]
-            if task.fault is None and not task.alone:
-                task.coverage = {"skipped": "0", "exhaustive": False, "nested": 0, "nested_complete": False}
-            return
-        slot.ask({**request, "do": "power", "shard": list(task.shard)})
-        while True:
-            answer = slot.ask({"do": "power_more"})
-            if answer["done"] or self._ending or task.job.dropped or self.stopped:
-                task.answers, task.coverage = answer["cells"], answer.get("coverage")
-                return
-            self._results.put(replace(task, answers=answer["cells"], more=True))
 
     # -- bookkeeping, in the main thread -------------------------------------------------------------------------
 
@@ -570,7 +482,7 @@ def _guarded() -> Iterator[None]:
         _reap_orphans(known)
 
 
-def _observation(settings: Settings) -> bool:
+def observation(settings: Settings) -> bool:
     """Whether system calls are observed. Raises `HarnessError` when they cannot be and nothing less was asked for."""
     if settings.observation == "steps":
         return False
@@ -586,7 +498,7 @@ def run(scenarios: list[Scenario], files: dict[str, Path], settings: Settings, e
     A scenario that cannot be judged as it is written has that as its result (`usage_error`), and the others go on.
     Raises `HarnessError` when nothing can run here. An interruption ends everything and comes back as a result.
     """
-    seccomp = _observation(settings)
+    seccomp = observation(settings)
     if not seccomp:
         if "kill" not in settings.models:
             raise UsageError("power cuts need the record of system calls; leave --observation steps out")
@@ -594,7 +506,7 @@ def run(scenarios: list[Scenario], files: dict[str, Path], settings: Settings, e
     for scenario in scenarios:
         scenario.allow_outside = (*scenario.allow_outside, *settings.allow_outside)
     jobs = [_job(scenario, files[scenario.file], settings) for scenario in scenarios]
-    return _run(jobs, settings, seccomp, emit, None)
+    return run_jobs(jobs, settings, seccomp, emit, None)
 
 
 def _job(scenario: Scenario, file: Path, settings: Settings) -> Job:
@@ -606,7 +518,7 @@ def _job(scenario: Scenario, file: Path, settings: Settings) -> Job:
         return Job(scenario, file, [], models=settings.models, usage=str(error))
 
 
-def _run(
+def run_jobs(
     jobs: list[Job], settings: Settings, seccomp: bool, emit: Emit, only: list[Cell] | None, keep: bool = True
 ) -> RunResult:
     """only: just these cells (nothing is stored then). keep: whether violations are stored."""
@@ -674,64 +586,3 @@ def _first_notes(directory: RunDirectory, seccomp: bool) -> list[str]:
 
 def _descriptors() -> int:
     return int(psutil.Process().num_fds()) if hasattr(psutil.Process, "num_fds") else 0
-
-
-def replay(path: Path, settings: Settings, emit: Emit) -> RunResult:
-    """Re-execute one stored violation; see `again`. Raises `UsageError` when it, or its scenario, cannot be read."""
-    record = stored.read(path)
-    file, label = stored.locate(record, path)
-    return again(record, file, label, settings, emit)
-
-
-def again(record: stored.Record, file: Path, label: str, settings: Settings, emit: Emit) -> RunResult:
-    """The runs without a crash, then the cell of `record`; if it breaks nothing any more, all cells of its operations.
-
-    A mended program makes other calls, and so does one in which the same bug has moved by a line: only the whole
-    matrix of these operations tells the two apart. exit: 1 when the guarantee (or `recovers`) is violated, 0 when it
-    is not, 2 or 3 when that cannot be said, 130 when interrupted. Raises `UsageError`.
-    """
-    scenario = next((one for one in load(file, label) if one.function == record.function), None)
-    if scenario is None:
-        raise UsageError(f"{quoted(label)} has no scenario {quoted(record.function)} any more")
-    seccomp = _observation(settings)
-    scenario.allow_outside = (*scenario.allow_outside, *settings.allow_outside)
-    crash = record.crash()
-    cells = [crash._replace(inner=()) if crash.model == "kill" else crash] if record.cell is not None else []
-    depth, models = 1 + len(record.crash().inner), (record.model,)
-    settings = replace(settings, seed=record.seed, depth=depth, models=models)
-    job = Job(scenario, file, [record.ops], depth=settings.depth, models=models)
-    made = _run([job], settings, seccomp, emit, cells)
-    notes = [] if made.stopped else stored.differences(record, file, job.examples)
-    here = [v for one in made.scenarios for v in one.violations if (v.id, v.guarantee) == (record.id, record.guarantee)]
-    if here:
-        made.scenarios[0].violations = here
-    elif not made.stopped:
-        job = Job(scenario, file, [record.ops], depth=record.depth, models=models)
-        made = _run([job], replace(settings, depth=job.depth), seccomp, emit, None, keep=False)
-        for one in made.scenarios:
-            one.violations = [v for v in one.violations if v.guarantee in (record.guarantee, "recovers")]
-            found = "it comes elsewhere" if one.violations else f"{record.guarantee} is {_verdict(one, record)}"
-            notes.append(
-                f"the stored violation {quoted(record.id, 1000)} did not come again at its place, so all "
-                f"{sum(model.cells for model in one.models.values())} cells of these operations were tried: {found}"
-            )
-    made.notes += notes
-    made.exit = _replayed_exit(made, record)
-    return made
-
-
-def _verdict(made: ScenarioResult, record: stored.Record) -> str:
-    """What became of the guarantee that was violated."""
-    return made.models[record.model].guarantees.get(record.guarantee, "not claimed")
-
-
-def _replayed_exit(made: RunResult, record: stored.Record) -> int:
-    if made.stopped == "interrupted":
-        return 130
-    if any(one.usage_error for one in made.scenarios):
-        return 2
-    if made.stopped or not made.scenarios or any(one.harness_error for one in made.scenarios):
-        return 3
-    if any(one.violations for one in made.scenarios):
-        return 1
-    return 0 if all(_verdict(one, record) == "held" for one in made.scenarios) else 3

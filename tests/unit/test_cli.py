@@ -113,8 +113,9 @@ class Bench:
         fake = types.ModuleType("crashtest.scale.local")
         fake.run = self._run  # type: ignore[attr-defined]
         fake.replay = self._replay  # type: ignore[attr-defined]
-        patch.setitem(sys.modules, "crashtest.scale.local", fake)
-        patch.setattr(crashtest.scale, "local", fake, raising=False)
+        for name in ("local", "replay"):
+            patch.setitem(sys.modules, f"crashtest.scale.{name}", fake)
+            patch.setattr(crashtest.scale, name, fake, raising=False)
         patch.setattr(sys, "path", list(sys.path))
         patch.chdir(root)
         self.write("good.py", GOOD)
