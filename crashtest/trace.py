@@ -114,6 +114,11 @@ class Ack(NamedTuple):
     thread: int = 0
     where: str = ""
 
+    @property
+    def line(self) -> bytes:
+        """As it was sent, without its end."""
+        return f"{int(self.same)}{self.value}".encode("utf-8", "surrogatepass")
+
     def describe(self) -> str:
         return f"ack {self.number}"
 

@@ -54,17 +54,13 @@ class Batch(Supervision):
         self._finish()
         self._forker.close()
 
-    def part(self, name: str) -> Restarted:
-        """Run a part on what is on disk. Raises `Unfit`."""
-        return self._turn(name)
-
     def recover_on(self, tree: Tree) -> Restarted:
         """Run recovery on disk, recorded (`Bench.recover_on`). Raises `Unfit`."""
         shadow = tree.copy()
         self.recorder = Recorder(self.bench.state, shadow, dict(tree.inodes), self._channels)
         self._processes = self.recorder.processes
         try:
-            made = self._turn(self.bench.recovery())
+            made = self.part(self.bench.recovery())
             made.trace = self.recorder.finish(killed=False)
         finally:
             self.recorder.close()
@@ -73,7 +69,8 @@ class Batch(Supervision):
         made.proof = shadow.differences(made.tree)
         return made
 
-    def _turn(self, name: str) -> Restarted:
+    def part(self, name: str) -> Restarted:
+        """Run a part on what is on disk. Raises `Unfit`."""
         self.served += 1
         self._answer = b""
         self._deadline = time.monotonic() + self.bench.timeout

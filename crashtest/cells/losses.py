@@ -41,8 +41,7 @@ class Losses:
         self.causes: list[Cause] = []
         self.judged: dict[str, int] = {}
         self.seen: set[tuple[str, int]] = set()
-        self.seen_inner: set[tuple[str, int]] = set()
-        self.states = self.nested = self.skipped = 0
+        self.states = self.nested = self.skipped = self.untried = 0
         #: shards of the walk and single states that were given out, and how many of them have come to their end
         self.given = self.finished = 0
         self.exhaustive = self.nested_complete = True
@@ -71,16 +70,19 @@ class Losses:
         for told in waiting:
             lost = _names(told["lost"])
             cell = Cell(told["cut"], "", 0, "group", model=self.model, lost=lost)
-            if not told["again"] and not self.facts[told["tree"]]["skipped"]:
+            untried = self.facts[told["tree"]]["skipped"]  # others timed out, so it was not recovered
+            if untried:
+                self.untried += 1
+            elif not told["outer"]:
                 self.states += 1
                 self.seen.add((told["tree"], told["acks"]))
                 for fault in self._faults(told, None):
                     self.faults.append((fault, cell, told))
             first = told.get("lost_first")
-            for inner in told["inner"] if told["again"] else ():
-                if self.facts[inner["tree"]]["skipped"]:
+            for inner in told["inner"] if told["outer"] else ():
+                if untried or self.facts[inner["tree"]]["skipped"]:
+                    self.untried += 1
                     continue
-                self.seen_inner.add((inner["tree"], told["acks"]))
                 nested = _nested(cell, inner, first)
                 shown = None if self._broken(told) else inner["shown"]
                 facts = {**told, **inner, "acks": told["acks"], "before": told["before"], "then": inner["before"]}
@@ -172,9 +174,9 @@ class Losses:
 def late_cells(model: str, told: dict[str, Any]) -> list[Cell]:
     """The states in which something timed out: to be tried again when nothing else runs."""
     cell = Cell(told["cut"], "", 0, "group", model=model, lost=_names(told["lost"]))
-    if told["timed_out"] and not told["again"]:
+    if told["timed_out"] and not told["outer"]:
         return [cell]
-    inner = told["inner"] if told["again"] else ()
+    inner = told["inner"] if told["outer"] else ()
     return [_nested(cell, one, told["lost_first"]) for one in inner if one["timed_out"]]
 
 

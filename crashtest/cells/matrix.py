@@ -108,10 +108,10 @@ def _walked(examples: list[Example], model: str, unrun: int, unknown: bool) -> M
         unique_states=sum(len(walk.seen) for walk in walks),
         nested=sum(walk.nested for walk in walks),
         nested_exhaustive=bool(walks) and all(walk.nested_complete for walk in walks),
-        skipped=min(sum(walk.skipped for walk in walks), 1 << 53),
+        skipped=min(sum(walk.skipped + walk.untried for walk in walks), 1 << 53),
     )
     done = bool(walks) and not any(_unfinished(example, model) for example in examples)
-    made.exhaustive = not unknown and done and all(walk.exhaustive for walk in walks)
+    made.exhaustive = not unknown and done and all(walk.exhaustive and not walk.untried for walk in walks)
     return made
 
 

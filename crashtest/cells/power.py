@@ -22,7 +22,7 @@ from crashtest.errors import HarnessError, quoted
 from crashtest.persist.models import Model, barrier, describe
 from crashtest.persist.states import Limits, Name, Walk, reduced, state_of, window_at
 from crashtest.persist.tree import Tree
-from crashtest.trace import Ack, Event, Op, Step
+from crashtest.trace import Ack, Event, Op
 
 #: seconds after which what has been found is sent
 TURN = 0.3
@@ -41,13 +41,12 @@ class Bounds(NamedTuple):
 
 class Root(NamedTuple):
     """What a cut is made in: a first state that is durable, the events from it, and how many of them came before
-    recovery began (0: it is the recorded run itself). shown: what a finished recovery observed. outer: its tree."""
+    recovery began (0: it is the recorded run itself). shown: what a finished recovery observed."""
 
     first: Tree
     events: list[Event]
     begin: int = 0
     shown: str = ""
-    outer: str = ""
     #: the last event stands for the end of recovery
     ended: bool = False
 
@@ -65,7 +64,7 @@ class Power:
         self.nested_complete = True
         limits = Limits(per_cut=bounds.per_cut, total=bounds.total)
         self.walk = Walk(cells.first, cells.events, model, limits=limits, seed=seed)
-        self.acks = [f"{int(e.same)}{e.value}".encode() for e in cells.events if isinstance(e, Ack)]
+        self.acks = [event.line for event in cells.events if isinstance(event, Ack)]
         self._work = self._all()
 
     def more(self) -> dict[str, Any]:
@@ -79,8 +78,6 @@ class Power:
                 return {"cells": found, "done": False}
         coverage = self.walk.coverage
         told = {
-            "walked": coverage.walked,
-            "losses": str(coverage.losses),
             "skipped": str(coverage.skipped),
             "exhaustive": coverage.exhaustive,
             "nested": self.nested,
@@ -92,21 +89,17 @@ class Power:
 
     def _all(self) -> Iterator[dict[str, Any] | None]:
         roots: list[tuple[int, list[Name] | None, Tree]] = []
-        depth, self.cells.depth = self.cells.depth, 1
-        try:
-            number = 0
-            for number, state in enumerate(self.walk):
-                if int(state.digest[:8], 16) % self.shard[1] != self.shard[0]:
-                    yield None
-                    continue
-                lost = state.lost
-                if lost:
-                    roots.append((state.cut, lost, state.tree))
-                yield self._cell(number, state.cut, lost, state.tree)
-            if depth > 1:
-                yield from self._nested(number + 1, roots)
-        finally:
-            self.cells.depth = depth
+        number = 0
+        for number, state in enumerate(self.walk):
+            if int(state.digest[:8], 16) % self.shard[1] != self.shard[0]:
+                yield None
+                continue
+            lost = state.lost
+            if lost:
+                roots.append((state.cut, lost, state.tree))
+            yield self._cell(number, state.cut, lost, state.tree)
+        if self.cells.depth > 1:
+            yield from self._nested(number + 1, roots)
 
     def _nested(self, number: int, cuts: list[tuple[int, list[Name] | None, Tree]]) -> Iterator[dict[str, Any] | None]:
         """Recovery after a kill, and recovery after a power cut, each cut by the power in turn."""
@@ -120,7 +113,7 @@ class Power:
         self.nested_complete = max(len(kills), len(cuts) * of) <= self.bounds.recoveries
         for cut, lost, tree in chosen:
             told = self._cell(number, cut, lost or [], tree)
-            told["again"] = True
+            told["outer"] = True
             root = None if told["timed_out"] else self.root(cut, lost, tree)
             if root is None:
                 self.nested_complete = False
@@ -149,18 +142,17 @@ class Power:
         event = root.events[at] if at < len(root.events) - root.ended else None
         before, where = summary(event)
         return {
-            "path": [[at - root.begin, kind_of(root.events, at), 0]], "lost": lost, "outer": root.outer,
-            "before": before, "where": where, "step": event.name if isinstance(event, Step) else "",
+            "path": [[at - root.begin, kind_of(root.events, at), 0]], "lost": lost, "before": before, "where": where,
             "shown": root.shown if over else None, "marks": _marks(root.events, lost),
         }  # fmt: skip
 
     def _told(self, number: int, cut: int, lost: list[Name]) -> dict[str, Any]:
-        """A power cut in the run, without what came of it; as a kill is told (`recoveries.py`)."""
+        """A power cut in the run, without what came of it. outer: it is told for the cuts in its recovery only."""
         events = self.cells.events
         before, where = summary(events[cut] if cut < len(events) else None)
         return {
             "number": number, "cut": cut, "lost": lost, "acks": sum(isinstance(e, Ack) for e in events[:cut]),
-            "before": before, "where": where, "step": "", "again": False, "marks": _marks(events, lost),
+            "before": before, "where": where, "outer": False, "marks": _marks(events, lost),
         }  # fmt: skip
 
     def _cell(self, number: int, cut: int, lost: list[Name], tree: Tree) -> dict[str, Any]:
@@ -168,10 +160,12 @@ class Power:
         told = self._told(number, cut, lost)
         return {**told, **self._settled(tree, told["acks"])}
 
-    def _settled(self, tree: Tree, acked: int) -> dict[str, Any]:
-        """Recover a tree; nothing is remembered of it when anything timed out."""
-        self.cells.bench.timed_out = False
-        return self.cells.timed(self.cells.settle(tree, self.acks[:acked], alone=False, on_disk=False), alone=False)
+    def _settled(self, tree: Tree, acked: int, alone: bool = False) -> dict[str, Any]:
+        """Recover a tree; nothing is remembered of it when anything timed out, unless it was alone."""
+        cells = self.cells
+        cells.bench.timed_out = False
+        with cells.shallow(), cells.certain(alone):
+            return cells.timed(cells.settle(tree, self.acks[:acked], alone=alone, on_disk=False), alone)
 
     def root(self, cut: int, lost: list[Name] | None, tree: Tree) -> Root | None:
         """Recovery of a tree, recorded; lost: None after a kill, when what was not synced can still be lost."""
@@ -185,7 +179,7 @@ class Power:
         before = self.cells.events[:cut] if lost is None else []
         first = self.cells.first if lost is None else tree
         number = sum(isinstance(e, Ack) for e in before) + 1
-        return Root(first, [*before, *recovery, Ack(number)], shift, made.value, tree.digest(), True)
+        return Root(first, [*before, *recovery, Ack(number)], shift, made.value, True)
 
     def _recorded(self, tree: Tree) -> Restarted:
         bench, batch = self.cells.bench, self.cells.batch(True)
@@ -221,7 +215,7 @@ class Power:
         told = self._cell(0, asked["cut"], first or [], self._outer(asked))
         inner = {**self._told_inner(root, at, asked["lost"]), **facts, "path": asked["path"]}
         new = {**told["new"], **facts["new"]}
-        return {**told, "new": new, "again": True, "lost_first": first, "inner": [inner]}
+        return {**told, "new": new, "outer": True, "lost_first": first, "inner": [inner]}
 
     def _outer(self, asked: dict[str, Any]) -> Tree:
         """The tree whose recovery is cut."""
@@ -231,16 +225,10 @@ class Power:
         return state_of(cells.first, cells.events, asked["cut"], asked["lost_first"], self.model)
 
     def _alone(self, root: Root, at: int, tree: Tree, cut: int) -> dict[str, Any]:
-        cells = self.cells
-        cells.bench.timed_out = False
-        acked = sum(isinstance(e, Ack) for e in cells.events[:cut])
-        cells.forget(tree.digest(), acked)
-        depth, cells.depth = cells.depth, 1
-        try:
-            found = cells.timed(cells.settle(tree, self.acks[:acked], alone=True, on_disk=False), alone=True)
-        finally:
-            cells.depth = depth
+        acked = sum(isinstance(e, Ack) for e in self.cells.events[:cut])
+        self.cells.forget(tree.digest(), acked)
         over = root.ended and at == len(root.events)
+        found = self._settled(tree, acked, alone=True)
         return {**found, "acks": acked, "shown": root.shown if over else None}
 
     def reduce(self, asked: dict[str, Any], guarantee: str, expected: judge.Expected) -> dict[str, Any]:

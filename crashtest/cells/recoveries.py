@@ -8,6 +8,8 @@ against the disk each time, and `kill_inner` makes any of them by a real kill. J
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from crashtest.cells import judge
@@ -28,10 +30,6 @@ SAMPLED = 64
 
 class Unbatchable(Exception):
     """Recovery shows something else in a process that has recovered before; the message says what."""
-
-
-def shortened(value: Any) -> str:
-    return quoted(str(value), 200)
 
 
 class Cells:
@@ -70,6 +68,8 @@ class Cells:
         self._checked: dict[tuple[str, int], str] = {}
         self._rest_done = False
         self._timeouts = 0
+        #: what is recovered now decides, so it is tried however many timed out before
+        self._certain = False
         #: by whether it records; None where batches proved unfit
         self._batches: dict[bool, Batch | None] = {} if batches else {False: None, True: None}
         self._batched = self._unfit = 0
@@ -85,7 +85,8 @@ class Cells:
         A cell in which anything timed out says so (`timed_out`), and nothing of it is remembered.
         """
         self.bench.timed_out = False
-        return self.timed(self._kill(crash), alone)
+        with self.certain(alone):
+            return self.timed(self._kill(crash), alone)
 
     def timed(self, cell: dict[str, Any], alone: bool) -> dict[str, Any]:
         """Say whether anything timed out; then nothing of the cell is remembered, unless it came again alone."""
@@ -178,6 +179,24 @@ class Cells:
         fresh, self._fresh = self._fresh, {}
         return {key: {k: v for k, v in facts.items() if k[0] != "_"} for key, facts in fresh.items()}
 
+    @contextlib.contextmanager
+    def shallow(self) -> Iterator[None]:
+        """Within it no recovery is killed."""
+        depth, self.depth = self.depth, 1
+        try:
+            yield
+        finally:
+            self.depth = depth
+
+    @contextlib.contextmanager
+    def certain(self, yes: bool = True) -> Iterator[None]:
+        """Within it no recovery is left out because others timed out."""
+        self._certain = yes
+        try:
+            yield
+        finally:
+            self._certain = False
+
     def forget(self, digest: str, acked: int) -> None:
         """Let a tree be recovered anew."""
         self.known.pop(digest, None)
@@ -229,7 +248,7 @@ class Cells:
 
     def _recover(self, disk: Tree, level: int, alone: bool) -> tuple[dict[str, Any], Trace | None]:
         """The facts about the tree on disk; the record of its recovery, when that is to be killed in turn."""
-        if self._timeouts >= 3:
+        if self._timeouts >= 3 and not self._certain:
             words = "was not tried: three recoveries timed out already"
             return {**self._facts(Restarted(words), None), "skipped": True}, None
         return (None if alone else self._in_batch(disk, level)) or self._tried(disk, level, None)
@@ -291,7 +310,8 @@ class Cells:
         self._observed, self._again = observed, again
         for key in ("failure", "observed", "glance", "again"):
             if alone[key] != facts[key]:
-                raise Unbatchable(f"{key}: {shortened(facts[key])} in a batch, {shortened(alone[key])} alone")
+                here, there = quoted(str(facts[key]), 200), quoted(str(alone[key]), 200)
+                raise Unbatchable(f"{key}: {here} in a batch, {there} alone")
 
     def _tried(self, disk: Tree, level: int, batch: Batch | None) -> tuple[dict[str, Any], Trace | None]:
         """Recover, observe and recover again what is on disk. Raises `Unfit`."""
@@ -328,11 +348,9 @@ class Cells:
                 raise HarnessError(
                     f"recovery did not come to the place where it was to be killed (it ended: {out.end})"
                 )
-        self.known.pop(disk.digest(), None)
-        self._settled.discard((disk.digest(), len(ran.outcome.acks)))
-        depth, self.depth = self.depth, 1
-        found = self.settle(disk, ran.outcome.acks, alone=True)
-        self.depth = depth
+        self.forget(disk.digest(), len(ran.outcome.acks))
+        with self.shallow():
+            found = self.settle(disk, ran.outcome.acks, alone=True)
         return {**found, "where": where, "proof": proof}
 
     def _facts(self, restarted: Restarted, tree: Tree | None) -> dict[str, Any]:
@@ -415,12 +433,10 @@ class Cells:
         self.bench.timed_out = False
         tree, acks = self.state(cut, torn)
         self.bench.restore(tree)
-        depth = self.depth
         if compare:
-            self.known.pop(tree.digest(), None)
-            self.depth = 1
-        found = self.settle(tree, acks, alone=compare)
-        self.depth = depth
+            self.forget(tree.digest(), len(acks))
+        with self.certain(compare or alone), self.shallow() if compare else contextlib.nullcontext():
+            found = self.settle(tree, acks, alone=compare)
         return self.timed({**found, "acks": len(acks)}, alone)
 
     def state(self, cut: int, torn: int) -> tuple[Tree, list[bytes]]:
@@ -431,7 +447,7 @@ class Cells:
             if isinstance(event, Op):
                 self._tree.apply(event)
             elif isinstance(event, Ack):
-                self._acked.append(f"{int(event.same)}{event.value}".encode())
+                self._acked.append(event.line)
         self._at = cut
         tree = self._tree.copy()
         if torn:

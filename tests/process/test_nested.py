@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from crashtest.config import Settings
-from crashtest.scale import local
+from crashtest.scale.replay import replay
 from crashtest.verdict import ScenarioResult
 
 Write = Callable[[str], Path]
@@ -95,7 +95,7 @@ def test_a_nested_violation_is_replayed(crash: Crash, write_scenario: Write, tmp
     made = crash(write_scenario(MOVE.format(recovery=WRONG)))
     wanted = made.violations[0]
     records = [path for path in (tmp_path / "report/violations").glob("*.json") if wanted.id in path.read_text()]
-    again = local.replay(records[0], Settings(report_dir=tmp_path / "report", seed=3), lambda event: None)
+    again = replay(records[0], Settings(report_dir=tmp_path / "report", seed=3), lambda event: None)
     (result,) = again.scenarios
     assert wanted.id in [violation.id for violation in result.violations]
     assert [v.point for v in result.violations if v.id == wanted.id] == [wanted.point]

@@ -12,7 +12,7 @@ from crashtest.cells.judge import Expected
 from crashtest.cells.losses import Losses
 from crashtest.config import Settings
 from crashtest.report.story import power_figures
-from crashtest.scale import local
+from crashtest.scale.replay import replay
 from crashtest.scenario import Scenario
 from crashtest.verdict import ScenarioResult, Violation
 
@@ -102,13 +102,13 @@ def test_a_stored_loss_comes_again_and_a_mended_one_does_not(
     violation = only(crash(path, models=BOTH))
     (stored,) = (tmp_path / "report" / "violations").iterdir()
     settings = Settings(jobs=2, report_dir=tmp_path / "again")
-    again = local.replay(stored, settings, lambda event: None)
+    again = replay(stored, settings, lambda event: None)
     assert again.exit == 1, again.notes
     assert [(one.id, one.lost, one.barrier) for one in again.scenarios[0].violations] == [
         (violation.id, violation.lost, violation.barrier)
     ]
     write_scenario(LOG.format(trust="synced(log)"))
-    assert local.replay(stored, settings, lambda event: None).exit == 0
+    assert replay(stored, settings, lambda event: None).exit == 0
 
 
 def test_two_walks_find_the_same(crash: Crash, write_scenario: Write) -> None:
@@ -164,7 +164,7 @@ def test_a_fault_that_does_not_come_again_alone_is_an_error_of_the_harness() -> 
     losses = Losses(scenario, Expected(['"S0"', '"S1"']), "posix", facts)
     losses.take(
         {"number": 0, "cut": 1, "acks": 0, "lost": [[0, 0]], "tree": "wrong", "extra": {}, "marks": ["write"],
-         "again": False, "inner": [], "before": "", "where": ""}
+         "outer": False, "inner": [], "before": "", "where": ""}
     )  # fmt: skip
     losses.judge()
     fault = losses.next_to_reduce()
