@@ -47,7 +47,7 @@ def shrink(job: Job, judge: Judge, seconds: float, emit: Emit) -> None:
     judged = all(not example.reason and not example.harness_error for example in job.examples)
     for guarantee in job.scenario.claimed() - violated if judged else ():
         job.source.forget(guarantee)
-    expected = job.scenario.expected("kill")
+    expected = frozenset[str]().union(*(job.scenario.expected(model) for model in job.models))
     if violated <= expected:
         seconds = min(seconds, FOR_EXPECTED)
     search = _Search(job, judge, time.monotonic() + seconds, seconds, emit)
