@@ -17,11 +17,12 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
 from crashtest import __version__
+from crashtest.commandline import command_options, declaration, split
 from crashtest.errors import HarnessError, UsageError, quoted
 from crashtest.options import OBSERVATION, PATHS, SELECT, TIMEOUT, Duration, Jobs, Names, flat
 from crashtest.scenario import GUARANTEES, MODELS
@@ -45,6 +46,8 @@ class Session:
     """What the way out of a command needs to know about it."""
 
     report_dir: Path = DEFAULT_REPORT_DIR
+    #: the words behind `--`
+    words: list[str] | None = None
 
 
 # --- commands -------------------------------------------------------------------------------------------
@@ -61,7 +64,8 @@ def cli() -> None:
 
 
 @cli.command()
-@PATHS
+@click.argument("paths", nargs=-1, type=click.Path(path_type=str))
+@command_options
 @SELECT
 @click.option(
     "--model", "models", multiple=True, type=Names("persistence model", MODELS), default=["kill,posix"],
@@ -121,6 +125,7 @@ def cli() -> None:
 @click.pass_obj
 def run(
     session: Session,
+    /,
     paths: tuple[str, ...],
     expression: str | None,
     models: tuple[tuple[str, ...], ...],
@@ -139,10 +144,14 @@ def run(
     depth: int,
     reports: tuple[tuple[str, ...], ...],
     report_dir: Path,
+    **command: Any,
 ) -> int:
     """Kill scenarios everywhere, recover, judge.
 
-    PATHS are files with scenarios, or directories of them.
+    PATHS are files with scenarios, or directories of them. A command behind `--` is a scenario of its own:
+
+    \b
+      crashtest run --state repo --recover 'git fsck --strict' -- git commit -qam x
     """
     from crashtest.config import Settings
     from crashtest.report import failed
@@ -169,6 +178,10 @@ def run(
     )
     wanted = flat(reports)
     _prepare(report_dir, wanted)
+    declared = declaration(session.words, command, report_dir)
+    paths = paths if declared is None else (*paths, declared)
+    if not paths:
+        raise UsageError("nothing to run; give files or directories with scenarios, or a command behind --")
     chosen, _, files = gather(paths, expression)
     if last_failed:
         from crashtest.report.terminal import printer
@@ -478,6 +491,7 @@ def _unforeseen(error: BaseException, report_dir: Path) -> str:
 
 def _command(arguments: list[str] | None, session: Session) -> int:
     """Run the command; every exception becomes a message and an exit code."""
+    arguments, session.words = split(sys.argv[1:] if arguments is None else arguments)
     try:
         code = cli.main(args=arguments, prog_name="crashtest", standalone_mode=False, obj=session)
         return code if isinstance(code, int) else 0

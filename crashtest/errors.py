@@ -15,6 +15,10 @@ class UsageError(CrashtestError):
     """The scenario, the options or the configuration are wrong (exit code 2)."""
 
 
+class CommandFailed(CrashtestError):
+    """A command of a scenario did not end well; the message follows a part's name. It is the program's failure."""
+
+
 class HarnessError(CrashtestError):
     """crashtest itself, or the machine under it, failed (exit code 3): the verdict is unknown, never 'held'."""
 

@@ -217,7 +217,7 @@ class ScenarioItem(pytest.Item):
 
     @property
     def _line(self) -> int:
-        return self.scenario.workload.__code__.co_firstlineno - 1
+        return 0 if self.scenario.driven else self.scenario.workload.__code__.co_firstlineno - 1
 
     def reportinfo(self) -> tuple[Path, int, str]:
         return self.path, self._line, self.name

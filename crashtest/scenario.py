@@ -28,6 +28,8 @@ ALL = frozenset(GUARANTEES) - {"check"}
 MODELS = ("kill", "posix")
 #: code flags of generators, coroutines and asynchronous generators (inspect, CO_*)
 _NEVER_RUNS = 0x20 | 0x80 | 0x200
+#: how the names of files end that declare commands in plain data (`commands.py`)
+DECLARATIONS = (".json", ".toml")
 #: how the names of files begin that are passed over when a directory is searched
 NO_SCENARIOS = ("_", "test_", "conftest")
 
@@ -45,8 +47,10 @@ class Run:
     scenario has no `ops`).
     """
 
-    def __init__(self, directory: Path, ops: Sequence[Any], tell: Callable[[bytes], None]) -> None:
+    def __init__(self, directory: Path, ops: Sequence[Any], tell: Callable[[bytes], None], ack_fd: int = -1) -> None:
         self.dir = directory
+        #: where acks are written: the standard output of a command whose lines are acks (`commands.py`)
+        self.ack_fd = ack_fd
         self.ops = list(ops)
         self._tell = tell
         self._told = 0
@@ -76,11 +80,21 @@ class Scenario:
     allow_outside: tuple[str, ...] = ()
     timeout: float | None = None
     file: str = ""
+    #: the file that declares it, as it was opened; `file` is how it is shown
+    source: str = ""
     make_ops: Callable[[], Any] | None = None
     do_recover: Callable[[Path], object] | None = None
     do_observe: Callable[[Path], Any] | None = None
     do_glance: Callable[[Path], Any] | None = None
     do_check: Callable[[Path, list[Any]], object] | None = None
+    #: a regular expression: what is written where acks go is a program's output, and the lines that have it are acks
+    ack_line: str | None = None
+    #: observe gives what `looking.look_at` does, with files in it that a crash may have left beside the state
+    looks: bool = False
+    #: the worker only starts the program under test, which is its child
+    driven: bool = False
+    #: only the whole group is killed, never one process of it alone
+    whole: bool = False
 
     @property
     def function(self) -> str:
@@ -121,6 +135,11 @@ class Scenario:
     def claimed(self) -> frozenset[str]:
         """The guarantees this scenario claims; `recovers` always, `check` when it has one."""
         return self.guarantees | {"recovers"} | ({"check"} if self.do_check else frozenset())
+
+    @property
+    def shows(self) -> bool:
+        """Whether the program itself starts again and shows a state, which must outlive a power cut after it."""
+        return self.do_recover is not None or not self.looks
 
     def expected(self, model: str) -> frozenset[str]:
         """The guarantees that must be caught violated under `model`."""
@@ -203,6 +222,7 @@ def scenario(
             allow_outside=tuple(allow_outside),
             timeout=timeout,
             file=function.__code__.co_filename,
+            source=function.__code__.co_filename,
         )
 
     return declare if workload is None else declare(workload)
@@ -219,13 +239,17 @@ def _import_root(path: Path) -> tuple[Path, str]:
 
 
 def load(path: Path, shown_as: str | None = None) -> list[Scenario]:
-    """Execute the scenario file `path`; its scenarios in the order of their definition.
+    """Execute the scenario file `path`, or read the declaration file; its scenarios in the order of their definition.
 
     `shown_as` is the path used in names and ids. Raises `UsageError` (with the cause's place) when the file
     cannot be read, has a syntax error, or fails while it is imported.
     """
     label = shown_as or str(path)
     path = path.resolve()
+    if path.suffix in DECLARATIONS:
+        from crashtest import commands
+
+        return commands.read(path, label)
     root, name = _import_root(path)
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
@@ -259,9 +283,11 @@ def load(path: Path, shown_as: str | None = None) -> list[Scenario]:
                 f"{label} could not be loaded: {type(error).__name__}: {quoted(error)}{_place(error)}"
             ) from error
     found: dict[str, Scenario] = {}
-    for value in vars(known).values():
-        if isinstance(value, Scenario) and os.path.realpath(value.workload.__code__.co_filename) == str(path):
+    for variable, value in vars(known).items():
+        if isinstance(value, Scenario) and os.path.realpath(value.source) == str(path):
             value.file = label
+            if value.driven:
+                value.workload.__name__ = variable
             if found.setdefault(value.function, value) is not value:
                 raise UsageError(f"{label} defines two scenarios named {value.function}; rename one of them")
     for one in found.values():

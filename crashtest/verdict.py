@@ -34,6 +34,10 @@ class Violation(msgspec.Struct, kw_only=True):
     lost: list[str] = []
     kept: list[str] = []
     barrier: str = ""
+    #: of a mixture whose observation is a dict: which of its parts are those of which operation, in words
+    mixed: list[str] = []
+    #: names below the state, after recovery, that no run without a crash leaves there
+    left: list[str] = []
     hint: str = ""
     #: the operations of the sequence that showed it, in words, where they were drawn; else empty
     operations: list[str] = []

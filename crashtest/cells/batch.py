@@ -61,7 +61,7 @@ class Batch(Supervision):
         self._processes = self.recorder.processes
         try:
             made = self.part(self.bench.recovery())
-            made.trace = self.recorder.finish(killed=False)
+            made.trace = self.recorder.finish()
         finally:
             self.recorder.close()
             self.recorder = None

@@ -54,7 +54,8 @@ class Example:
         self.timeouts = 0
         self.reason = "" if prepared["problem"] == "" else prepared["problem"]
         self.reason = self.reason or _vacuous(scenario, ops, prepared, self.events, seccomp)
-        self.plan = Plan(0, [], 0) if self.reason else plan(self.events, prepared["company"], seccomp)
+        company = [] if scenario.whole else prepared["company"]
+        self.plan = Plan(0, [], 0) if self.reason else plan(self.events, company, seccomp)
 
     # -- taking facts in ---------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from crashtest.cells import mixture
 from crashtest.cells.example import Example, order
 from crashtest.cells.judge import Fault
 from crashtest.cells.losses import Cause
@@ -226,6 +227,7 @@ def _add(
         found[key].count += 1
         return
     made = found[key] = _violation(example, fault, cell, facts["acks"])
+    _describe_state(made, example, facts)
     made.point = place(example.events, cell, facts["before"], facts.get("then", ""))
     made.where = example.where(cell, facts) if cell.model == "kill" else str(facts["where"])
 
@@ -237,11 +239,23 @@ def _add_cause(found: dict[tuple[str, ...], Violation], example: Example, cause:
         return
     made = found[key] = _violation(example, cause.fault, cause.cell, cause.facts["acks"])
     made.count = cause.number
+    _describe_state(made, example, cause.facts)
     made.point = place(example.events, cause.cell, cause.facts["before"], cause.facts.get("then", ""))
     story = cause.story
     made.where, made.lost, made.kept, made.barrier = story["where"], story["lost"], story["kept"], story["barrier"]
     if made.barrier:
         made.hint = f"missing: {made.barrier}{f', {made.where}' if made.where else ''}"
+
+
+def _describe_state(made: Violation, example: Example, facts: dict[str, Any]) -> None:
+    """What a mixture is made of, and what was left beside it."""
+    tree = example.facts.get(facts["tree"])
+    if tree is None or tree["failure"]:
+        return
+    if made.guarantee == "atomic":
+        made.mixed = mixture.parts(example.states, made.acked, tree["observed"])
+    if made.guarantee != "clean":
+        made.left = mixture.left(tree["names"], example.expected, made.acked, example.scenario.ignore)
 
 
 def find(examples: list[Example], identity: str) -> tuple[Example, Cell | None]:

@@ -156,9 +156,9 @@ def place(events: list[Event], cell: Cell, before: str, then: str = "") -> str:
         parts.append("after the normal end")
     words = ", ".join(parts)
     if cell.variant == "worker":
-        words += " (the worker alone was killed; its children ran on to their end)"
+        words += " (the workload's own process was killed alone; its children ran on to their end)"
     elif cell.variant == "late":
-        words += " (the worker alone was killed; its children were held until recovery waited for them)"
+        words += " (the workload's own process was killed alone; its children were held until recovery waited for them)"
     elif cell.variant == "rebuilt":
         words += " (rebuilt from the record: a kill cannot be timed there)"
     if cell.inner:

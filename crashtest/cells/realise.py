@@ -18,13 +18,14 @@ from crashtest.cells import worker
 from crashtest.cells.forker import Forker
 from crashtest.cells.supervise import Crash, Outcome, Supervision
 from crashtest.errors import UsageError, quoted
+from crashtest.looking import names_in, without_strangers
 from crashtest.observe import bpf
 from crashtest.observe.stacks import DESCRIPTOR
 from crashtest.observe.syscalls import Recorder
 from crashtest.persist.tree import Tree, remove
 from crashtest.scenario import Scenario
 from crashtest.trace import Event, Trace
-from crashtest.values import parse
+from crashtest.values import canonical, parse
 
 if TYPE_CHECKING:
     from crashtest.cells.batch import Batch
@@ -87,6 +88,8 @@ class Bench:
         self.program = bpf.program() if seccomp else None
         #: how parts that may change files end (`worker.live`)
         self.end = "orderly"
+        #: names of files that are observed, None for all (`expect`)
+        self.known: frozenset[str] | None = None
         #: whether any run took too long since this was last set to False
         self.timed_out = False
         os.makedirs(root, mode=0o700, exist_ok=True)
@@ -260,7 +263,13 @@ class Bench:
         made.timeout = out.end == "timeout"
         self.timed_out = self.timed_out or made.timeout
         made.value = str(out.answer.get("value", "null"))
+        if self.known is not None and name == "observe" and not made.failure:
+            made.value = canonical(without_strangers(parse(made.value), self.known))
         return made
+
+    def expect(self, states: list[str]) -> None:
+        """From here on files that are in none of the expected states are not observed, where observe just looks."""
+        self.known = names_in(map(parse, states)) if self.scenario.looks else None
 
     def part(self, name: str) -> Restarted:
         """Run recover, observe or glance on what is on disk, in a process of its own."""
@@ -367,6 +376,7 @@ class Bench:
             options.update(observed=shadow is not None, steps=True, crash=crash)
         if keep_acked:
             options["on_ack"] = lambda: kept.append(self.capture())
+        options.update(ack_line=self.scenario.ack_line, driven=self.scenario.driven)
         supervision = self._supervise("workload", ops, **options)
         outcome = supervision.run()
         self._end_stacks()
@@ -380,6 +390,8 @@ def failure(out: Outcome, timeout: float) -> str:
     """Why a part did not end normally, in words that follow its name; "" when it did."""
     if out.end == "timeout":
         return f"did not end within {timeout:g} seconds"
+    if "failed" in out.answer:
+        return f"failed: {out.answer['failed']}{_said(out)}"
     if "error" in out.answer:
         return f"raised {quoted(out.answer['error'], 500)}"
     if "exit" in out.answer:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import select
 import signal
 import time
@@ -26,7 +27,8 @@ from crashtest.observe.listener import Stop
 from crashtest.observe.process import Processes, alive, children
 from crashtest.observe.stacks import RESTART, Stacks
 from crashtest.observe.syscalls import Recorder
-from crashtest.trace import Ack, Event, Step, Trace
+from crashtest.trace import SYNCS, Ack, Event, Step, Trace
+from crashtest.values import canonical
 
 _EXECS = frozenset(number for number, name in bpf.call_names().items() if name.startswith("exec"))
 #: how long processes that outlive their workload may take to end by themselves, in seconds
@@ -37,6 +39,34 @@ PATIENCE = 1.0
 
 class Abandoned(BaseException):
     """The main process is gone: clean up and end."""
+
+
+class Acks:
+    """What comes through the ack pipe, cut into acks (as `trace.Ack.line` has them).
+
+    Without a pattern each line is one. With a pattern (a regular expression) the lines are a program's output, and
+    those that it is found in are acks; a line that has not ended yet is none.
+    """
+
+    def __init__(self, pattern: str | None) -> None:
+        self._pattern = None if pattern is None else re.compile(pattern)
+        self._begun = b""
+
+    def take(self, data: bytes) -> list[bytes]:
+        """The acks that are complete when `data` has come too."""
+        found, self._begun = self._split(data)
+        return found
+
+    def would(self, data: bytes) -> list[bytes]:
+        """What `take` would give, were it asked now."""
+        return self._split(data)[0]
+
+    def _split(self, data: bytes) -> tuple[list[bytes], bytes]:
+        if self._pattern is None:
+            return data.splitlines(), b""
+        *lines, begun = (self._begun + data).split(b"\n")
+        texts = [line.decode("utf-8", "backslashreplace") for line in lines]
+        return [b"0" + canonical(text).encode() for text in texts if self._pattern.search(text)], begun
 
 
 @dataclass(frozen=True)
@@ -120,6 +150,8 @@ class Supervision:
         on_lock: Callable[[int], None] | None = None,
         but: frozenset[int] = frozenset(),
         in_turns: bool = False,
+        ack_line: str | None = None,
+        driven: bool = False,
     ) -> None:
         self.out = Outcome()
         self.crash = crash
@@ -142,6 +174,11 @@ class Supervision:
         self._killed = False
         self._worker_gone = False
         self._events: list[Event] = []  # steps and acks, when nothing else is observed
+        self._ack_line = ack_line
+        #: acks as they are recorded
+        self._told = Acks(ack_line)
+        #: the program is a child of the worker, which does nothing but start it
+        self._driven = driven
         #: whether each answer ends a turn of the loop (`batch.py`), and not only the end of the worker
         self._in_turns = in_turns
         self._forker = forker
@@ -246,7 +283,7 @@ class Supervision:
 
     def _plain_acks(self, data: bytes) -> None:
         """Acks of a run that is not observed by system calls; observed by steps, each waits for its answer."""
-        for line in data.splitlines():
+        for line in self._told.take(data):
             if self._on_ack is not None:
                 self._on_ack()
             number = sum(type(e) is Ack for e in self._events) + 1
@@ -277,12 +314,9 @@ class Supervision:
         if self._holding:
             return all(self._at_rest(pid) for pid in left) or time.monotonic() > self._gone_at + GRACE
         if time.monotonic() > self._gone_at + GRACE:
-            self.out.strays = [f"{pid} ({self._program(pid)})" for pid in left]
+            self.out.strays = [f"{pid} ({Processes().program(pid)})" for pid in left]
             return True
         return False
-
-    def _program(self, pid: int) -> str:
-        return Processes().program(pid)
 
     def _at_rest(self, pid: int) -> bool:
         return any(stop.thread == pid or self._processes.owner(stop.thread) == pid for stop in self._held) and all(
@@ -322,12 +356,19 @@ class Supervision:
                 self._places.clear()
             self._lock(stop)
             listener.let_go(stop)
-        elif isinstance(made, Message) and made.channel == "quiet":
+        elif isinstance(made, Message) and self._quiet(made):
             listener.let_go(stop)
         elif stacks is not None and where is None and stacks.ask(stop.thread):
             listener.fail(stop, RESTART)
         else:
             self._event(stop, made, place or "")
+
+    def _quiet(self, made: Message) -> bool:
+        """Whether what is written there is no event: an answer, or a line that is no ack."""
+        if made.channel == "ack" and not self._told.would(made.data):
+            self._told.take(made.data)
+            return True
+        return made.channel == "quiet"
 
     def _settle(self, stop: Stop) -> None:
         """Wait until another thread's change is on disk, or has had its time."""
@@ -355,6 +396,9 @@ class Supervision:
             self.out.company.append(at)
         if self.crash is not None and at >= self.crash.cut and self._due(at, made):
             self._strike(stop, made, where)
+        elif isinstance(made, Pending) and made.op.kind in SYNCS:
+            if listener.pretend(stop, 0):
+                recorder.synced(made)
         elif isinstance(made, Pending):
             if listener.let_go(stop):
                 recorder.let_go(made)
@@ -365,14 +409,21 @@ class Supervision:
             if self._on_ack is not None:
                 self._on_ack()
             if listener.let_go(stop):
-                recorder.ack(stop, made.data, where)
+                recorder.ack(stop, self._told.take(made.data), where)
 
     def _has_company(self, stopped: int) -> bool:
         """Whether another process of this run lives: the one that has stopped, a child of the worker, or one that
         lost its parent."""
-        if self._processes.owner(stopped) != self.worker or self._processes.children(self.worker):
+        program = self._program()
+        owner = self._processes.owner(stopped)
+        if owner not in (self.worker, program) or self._processes.children(program):
             return True
         return any(pid != self.worker and alive(pid) for pid in others(self._but))
+
+    def _program(self) -> int:
+        """The process of the program under test: the worker, or what the worker has started last."""
+        started = self._processes.children(self.worker) if self._driven else []
+        return started[-1] if started else self.worker
 
     def _due(self, at: int, made: Pending | Message) -> bool:
         """Whether the crash strikes here, where its cut has been reached."""
@@ -407,11 +458,14 @@ class Supervision:
             self._kill_group()
             return
         # whoever is left goes on only when the worker is really gone, and with it its ends of their pipes
+        program = self._program()
         os.kill(self.worker, signal.SIGKILL)
+        if program != self.worker:  # a child of this zygote by now, or of the worker that is not reaped yet
+            os.kill(program, signal.SIGKILL)
         self.crash, self._variant = None, crash.variant
         self._holding = True
         self._held, self._later = self._held + self._later, []
-        if self._processes.owner(stop.thread) != self.worker:
+        if self._processes.owner(stop.thread) not in (self.worker, program):
             self._held.append(stop)
 
     def _unrecorded(self, stop: Stop) -> None:
@@ -508,11 +562,11 @@ class Supervision:
         for fd in (self._result, self._ack):
             self._drain(fd)
         if self.recorder is not None:
-            self.out.trace = self.recorder.finish(killed=self.out.end == "killed")
+            self.out.trace = self.recorder.finish()
             self.recorder.close()
         else:
             self.out.trace = Trace(self._events, [], [])
-        self.out.acks = self._ack_bytes.splitlines()
+        self.out.acks = Acks(self._ack_line).take(self._ack_bytes)
         self.out.output = _tail(self._forker.output)
         self.out.answer = parsed(self._answer)
         self._poller.close()

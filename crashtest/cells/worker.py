@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from crashtest.cells import ending
-from crashtest.errors import UsageError, quoted
+from crashtest.errors import CommandFailed, UsageError, quoted
 from crashtest.observe import bpf, steps
 from crashtest.observe.stacks import listen
 from crashtest.scenario import Run
@@ -137,6 +137,8 @@ def _tried(body: Body, pipes: Pipes) -> tuple[dict[str, Any], int]:
         answer: dict[str, Any] = {"value": body(pipes)}
     except UsageError as error:
         answer, status = {"usage": str(error)}, 70
+    except CommandFailed as error:
+        answer, status = {"failed": str(error)}, 70
     except SystemExit as error:
         answer, status = {"exit": str(error.code)}, error.code if isinstance(error.code, int) else 1
         if not status:
@@ -167,7 +169,7 @@ def workload(function: Callable[[Any], object], directory: Path, ops: list[str])
             if pipes.blocking:
                 os.read(pipes.go, 1)
 
-        _refuse_unrun(function(Run(directory, [parse(text) for text in ops], tell)), "the workload")
+        _refuse_unrun(function(Run(directory, [parse(text) for text in ops], tell, pipes.ack)), "the workload")
         return "null"
 
     return body

@@ -89,6 +89,7 @@ class Zygote:
             if self.bench is not None:
                 self.bench.close()
             self.bench = Bench(scenario, self.root, self.sock.fileno(), request["timeout"], request["seccomp"])
+        self.bench.known = None
         self.bench.end, self.bench.timeout = "orderly", scenario.timeout or request["timeout"]
         return self.bench
 
@@ -100,6 +101,7 @@ class Zygote:
         first = Tree.from_plain(request["first"])
         bench = self._open(request)
         events = [from_plain(event) for event in request["events"]]
+        bench.expect(request["states"])
         self.cells = Cells(
             bench, first, request["ops"], request["states"], request["depth"], request["batches"], events
         )

@@ -73,6 +73,8 @@ class Data:
         """A write of `parts`, at `offset` or where the file stands. rwf: flags of pwritev2(2)."""
         thread, fd = call.tid, call.args[0] & 0xFFFFFFFF
         position, flags, mount, inode = self.processes.opened(thread, fd)
+        if not flags & _WRITABLE:
+            return None
         file = self.state.regular(mount, inode)
         if file is None:
             info = self.processes.descriptor(thread, fd)
@@ -83,8 +85,6 @@ class Data:
             if file is None:
                 return None
             self.state.learn(mount, inode, info)
-        if not flags & _WRITABLE:
-            return None
         before = self.state.shadow.size(file)
         if (flags & _APPEND and not rwf & _RWF_NOAPPEND) or rwf & _RWF_APPEND:
             offset = before

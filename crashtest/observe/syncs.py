@@ -1,9 +1,9 @@
 """Calls that make changes durable: fsync and its kind, and msync.
 
 Guarantees: a call that must fail makes no event: on a descriptor that is not open, that was opened with O_PATH, or
-that is no plain file or directory of the state, or with arguments that are refused. Does not see exit values: any
-other sync is taken to have succeeded, as if the disk never reported an error. Of msync(2), what is mapped shared and
-writable at that moment counts; a mapping made read-only before it was synced does not.
+that is no plain file or directory of the state, or with arguments that are refused. Any other sync succeeds, as if the
+disk never reported an error: the supervisor answers it, and the kernel does nothing. Of msync(2), what is mapped shared
+and writable at that moment counts; a mapping made read-only before it was synced does not.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Guarantees: events stand in the order in which their effects became visible; at most one change of the whole process
 tree is under way at a time, because the next one is held until the first is on disk or its thread has moved on; a
-sync is recorded when its thread stops again (a sync in flight covers nothing). The recorder keeps its own picture of
-the state (`Shadow`); comparing that with the disk is the record's proof of itself.
+sync is at its place, because it is answered for the kernel and takes no time (docs/adr/0013). The recorder keeps its
+own picture of the state (`Shadow`); comparing that with the disk is the record's proof of itself.
 """
 
 from __future__ import annotations
@@ -43,8 +43,6 @@ class Recorder:
         self.acks = 0
         #: the change that has been let go and not been confirmed
         self._flight: Pending | None = None
-        #: the syncs under way, by thread
-        self._syncs: dict[int, Pending] = {}
         self._threads: dict[int, int] = {}
 
     def close(self) -> None:
@@ -60,8 +58,6 @@ class Recorder:
     def ready(self, stop: Stop, give_up: bool = False) -> bool:
         """Settle what is under way, so that `stop` can be decoded. False: another thread's change is still on its
         way; hold this stop and ask again (`give_up`: take that change as failed)."""
-        if self._syncs and stop.thread in self._syncs:
-            self._append(self._syncs.pop(stop.thread).confirm(False))
         flight = self._flight
         if flight is not None:
             own = flight.stop.thread == stop.thread
@@ -90,18 +86,19 @@ class Recorder:
         return self.calls.decode(stop, thread, where, len(self.events))
 
     def let_go(self, pending: Pending) -> None:
-        """The call is about to be answered with 'continue'."""
-        if pending.op.kind in SYNCS:
-            self._syncs[pending.stop.thread] = pending
-        else:
-            self._flight = pending
+        """A change has been answered with 'continue'."""
+        self._flight = pending
+
+    def synced(self, pending: Pending) -> None:
+        """A sync has been answered as done."""
+        self._append(pending.confirm(False))
 
     def step(self, stop: Stop, data: bytes, where: str) -> None:
         name = data.decode("utf-8", "replace").rstrip("\n")
         self.events.append(Step(name, self.thread_number(stop.thread), where))
 
-    def ack(self, stop: Stop, data: bytes, where: str) -> None:
-        for line in data.splitlines():
+    def ack(self, stop: Stop, lines: list[bytes], where: str) -> None:
+        for line in lines:
             self.acks += 1
             text = line[1:].decode("utf-8", "replace")
             self.events.append(Ack(self.acks, line[:1] == b"1", text, self.thread_number(stop.thread), where))
@@ -110,15 +107,11 @@ class Recorder:
         """A prefix of `size` bytes of a write went through."""
         self._append([pending.op._replace(data=pending.op.data[:size])])
 
-    def finish(self, killed: bool) -> Trace:
+    def finish(self) -> Trace:
         """All processes are gone: settle what was under way. The trace."""
         if self._flight is not None:
             flight, self._flight = self._flight, None
             self._append(flight.confirm(True))
-        if not killed:
-            for pending in self._syncs.values():
-                self._append(pending.confirm(False))
-        self._syncs.clear()
         self._mapped(_NOBODY)
         return Trace(self.events, self.calls.finder.outside, self.calls.finder.unmodelled)
 

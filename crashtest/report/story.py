@@ -91,6 +91,10 @@ def full(violation: Violation, report_dir: Path | None) -> Iterator[Line]:
     yield field("acked", words.count(violation.acked, "operation"))
     yield field("wanted", safe(violation.wanted))
     yield field("found", safe(violation.observed))
+    for part in violation.mixed:
+        yield field("mixed", safe(part), "bold")
+    if violation.left:
+        yield field("left", f"{', '.join(map(safe, violation.left))}, which no run without a crash leaves")
     if violation.count > 1:
         yield field("seen", f"{violation.count} times; this is the earliest")
     if violation.hint and not violation.barrier:
@@ -124,6 +128,8 @@ def compact(violation: Violation, report_dir: Path) -> Iterator[Line]:
     yield field("wanted", safe(violation.wanted))
     again = f"  (the earliest of {violation.count})" if violation.count > 1 else ""
     yield field("found", safe(violation.observed) + again)
+    for part in violation.mixed:
+        yield field("mixed", safe(part))
     yield replay_line(violation.id, report_dir)
 
 

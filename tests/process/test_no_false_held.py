@@ -167,7 +167,7 @@ def test_a_helper_that_lost_its_parent_is_left_alive_too(crash: Crash, write_sce
     )
     made = crash(file)
     assert (made.verdict, made.as_expected) == ("violated", True), made
-    assert "the worker alone" in made.violations[0].point or "/0w" in made.violations[0].id
+    assert "killed alone" in made.violations[0].point or "/0w" in made.violations[0].id
 
 
 def test_what_c_buffers_is_written_at_the_end_of_recovery(crash: Crash, write_scenario: Write) -> None:

@@ -111,8 +111,8 @@ def test_a_sync_names_its_file_and_its_range(prepare: Prepare, write_scenario: W
     assert [(op.offset, op.data) for op in stores] == [(9096, b"b")]
 
 
-def test_a_sync_covers_what_was_there_when_it_began(prepare: Prepare, write_scenario: Write) -> None:
-    """Its end is known when its thread stops again; another thread's write in between is not covered."""
+def test_a_sync_stands_before_what_comes_after_it(prepare: Prepare, write_scenario: Write) -> None:
+    """Also where its thread does nothing any more that is seen, while another one goes on."""
     file = write_scenario(
         """
         import threading
@@ -144,9 +144,9 @@ def test_a_sync_covers_what_was_there_when_it_began(prepare: Prepare, write_scen
     assert [(op.kind, op.data, op.began) for _, op in found] == [
         ("create", b"", 0),
         ("write", b"early", 1),
-        ("write", b"late", 2),
         ("fsync", b"", 2),
-        ("write", b"later", 3),
+        ("write", b"late", 3),
+        ("write", b"later", 4),
         ("write", b"last", 5),
     ]
 

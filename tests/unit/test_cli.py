@@ -241,7 +241,7 @@ def test_a_keyboard_interrupt_while_files_are_loaded_is_exit_130(bench: Bench) -
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["run"], "Missing argument"),
+        (["run"], "nothing to run"),
         (["run", "nowhere"], "nowhere does not exist"),
         (["run", ""], "a path is empty"),
         (["run", "good.py", "--model", "ext5"], "not a persistence model; known: kill"),

@@ -34,6 +34,7 @@ LAYERS: dict[str, int] = {
     "crashtest.report": 4,
     "crashtest.scale": 4,
     "crashtest.cli": 5,
+    "crashtest.commandline": 5,
     "crashtest.options": 5,
     "crashtest.selection": 5,
     "crashtest.testing": 5,
@@ -56,7 +57,9 @@ ONLY: dict[str, set[str]] = {
 # Loaded by the zygote: the standard library and each other. Each of them has to exist.
 LEAN: set[str] = {
     "crashtest",
+    "crashtest.commands",
     "crashtest.errors",
+    "crashtest.looking",
     "crashtest.scenario",
     "crashtest.trace",
     "crashtest.values",
@@ -87,6 +90,7 @@ ANY = "any"
 THIRD_PARTY: dict[str, set[str]] = {
     "crashtest.cells.matrix": {"msgspec"},
     "crashtest.cli": {ANY},
+    "crashtest.commandline": {ANY},
     "crashtest.config": {ANY},
     "crashtest.doctor": {ANY},
     "crashtest.explore": {ANY},

@@ -1,0 +1,171 @@
+"""Commands declared in data: what is refused, and what a declaration is read back as."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crashtest import UsageError
+from crashtest.cells import mixture
+from crashtest.cells.judge import Expected
+from crashtest.cells.supervise import Acks
+from crashtest.commandline import declaration, split
+from crashtest.commands import Command, declare, from_plain, name_of, read
+from crashtest.looking import LONG, look_at, names_in, without_strangers
+from crashtest.values import canonical
+
+NOTHING: dict[str, Any] = {
+    "state": None, "setup": None, "recover": None, "observe": None, "check": None, "commands": None, "server": None,
+    "ready": None, "ack_line": None, "ignore": (), "env": (), "guarantees": None,
+}  # fmt: skip
+
+
+def test_what_stands_behind_two_dashes_is_never_read_as_an_option() -> None:
+    assert split(["run", "--state", "d", "--", "git", "commit", "--", "-m"]) == (
+        ["run", "--state", "d"],
+        ["git", "commit", "--", "-m"],
+    )
+    assert split(["run", "a.py"]) == (["run", "a.py"], None)
+    assert split(["list", "--", "-odd.py"]) == (["list", "--", "-odd.py"], None)
+
+
+@pytest.mark.parametrize(
+    ("plain", "words"),
+    [
+        ([], "is not a table"),
+        ({"run": "x", "sate": "d"}, "there is no sate; known: run"),
+        ({"run": ["x", 1]}, "run is ['x', 1], and must be a text for the shell, or a list of words"),
+        ({"run": "x", "timeout": True}, "and must be a number of seconds"),
+        ({"run": "x", "env": {"A": 1}}, "and must be a table of texts"),
+        ({"run": "x", "ignore": "*.log"}, "and must be a list of texts"),
+        ({"run": "x", "expect": {"kill": "atomic"}}, "or a table of such lists by model"),
+        ({}, "needs a command to run"),
+        ({"run": "x", "commands": ["y"]}, "one of the two"),
+        ({"commands": []}, "must not be empty"),
+        ({"commands": ["y"], "ack-line": "z"}, "without an ack_line"),
+        ({"run": "x", "server": "s"}, "server and ready go together"),
+        ({"run": "x", "ack_line": "("}, "is no regular expression"),
+        ({"run": "x", "guarantees": ["atomc"]}, "unknown guarantees ['atomc']"),
+        ({"run": "x", "guarantees": ["live"]}, "claims live"),
+    ],
+)
+def test_a_declaration_that_makes_no_sense_is_refused_with_its_part(plain: object, words: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        declare(from_plain("save", plain), "save", "here.json")
+    assert words in str(refused.value)
+
+
+def test_a_declaration_comes_back_from_its_file_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    given = {**NOTHING, "state": tmp_path / "state", "recover": "r {dir}", "env": [("A", "b=c")], "ignore": ["*.log"]}
+    path = declaration(["git", "commit"], given, tmp_path / "report")
+    assert path is not None
+    made = from_plain("git", json.loads(Path(path).read_text())["commands"]["git"])
+    assert made == Command(
+        run=["git", "commit"], state=str(tmp_path / "state"), recover="r {dir}", env={"A": "b=c"}, ignore=["*.log"]
+    )
+    (scenario,) = read(Path(path), "shown.json")
+    assert (scenario.name, scenario.ignore) == ("shown.json::git", ("*.log",))
+    assert scenario.do_recover is not None and scenario.do_check is None
+    assert path == declaration(["git", "commit"], given, tmp_path / "report"), "the same command has the same name"
+
+
+def test_commands_are_declared_in_a_pyproject_too(tmp_path: Path) -> None:
+    path = tmp_path / "pyproject.toml"
+    path.write_text('[tool.crashtest.commands.save]\nrun = "save x"\nack-line = "^saved"\nexpect = ["atomic"]\n')
+    (scenario,) = read(path, "pyproject.toml")
+    assert (scenario.name, scenario.ack_line) == ("pyproject.toml::save", "^saved")
+    assert scenario.expected("posix") == {"atomic"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("a.json", "{", "cannot be read as a declaration"),
+        ("a.json", "[]", "declares no commands"),
+        ("a.toml", "[tool.other]", "declares no commands"),
+        ("a.json", '{"commands": {"two words": {"run": "x"}}}', "cannot be a scenario's name"),
+        ("a.json", '{"commands": {"x": 3}}', "is not a table"),
+    ],
+)
+def test_a_file_that_declares_nothing_is_a_usage_error(tmp_path: Path, name: str, text: str, words: str) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(UsageError, match=words):
+        read(path, name)
+
+
+def test_options_of_a_command_are_refused_without_one(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--recover belongs to a command; give it behind --"):
+        declaration(None, {**NOTHING, "recover": "r"}, tmp_path)
+    with pytest.raises(UsageError, match="no command behind --"):
+        declaration([], NOTHING, tmp_path)
+    with pytest.raises(UsageError, match="not there"):
+        declaration(["x"], {**NOTHING, "state": tmp_path / "none"}, tmp_path)
+    assert declaration(None, NOTHING, tmp_path) is None
+    assert not list(tmp_path.iterdir()), "nothing is stored of what is refused"
+
+
+@pytest.mark.parametrize(
+    ("words", "name"), [(["git", "x"], "git"), (["/bin/my-prog"], "my_prog"), (["2to3"], "run_2to3"), ([""], "run")]
+)
+def test_a_scenario_is_named_after_its_program(words: list[str], name: str) -> None:
+    assert name_of(words) == name
+
+
+def test_an_ack_is_a_whole_line_that_has_the_pattern_however_it_is_written() -> None:
+    acks = Acks("^saved")
+    assert acks.take(b"sav") == []
+    assert acks.would(b"ed 1\n") == [b'0"saved 1"']
+    assert acks.take(b"ed 1\nother\nsaved 2\nsaved") == [b'0"saved 1"', b'0"saved 2"']
+    assert acks.take(b"\xff\n") == [b'0"saved\\\\xff"']
+    assert Acks(None).take(b"0null\n1null\n") == [b"0null", b"1null"]
+
+
+def test_two_trees_that_differ_look_different(tmp_path: Path) -> None:
+    def look() -> dict[str, Any]:
+        return look_at(tmp_path, ["ignored*"], {})
+
+    seen = [canonical(look())]
+    (tmp_path / "a\nb").write_bytes(b"\xff")
+    seen.append(canonical(look()))
+    (tmp_path / "a\nb").write_bytes(b"x" * (LONG + 1))
+    seen.append(canonical(look()))
+    (tmp_path / "a\nb").write_bytes(b"x" * LONG + b"y")
+    seen.append(canonical(look()))
+    (tmp_path / "link").symlink_to("nowhere")
+    seen.append(canonical(look()))
+    (tmp_path / "folder").mkdir()
+    seen.append(canonical(look()))
+    assert len(set(seen)) == len(seen)
+    (tmp_path / "ignored").mkdir()
+    (tmp_path / "ignored/below").touch()
+    assert canonical(look()) == seen[-1]
+
+
+def test_names_that_no_normal_run_leaves_are_not_part_of_the_state() -> None:
+    plain = {"a": "1", "a.tmp": "2"}
+    assert without_strangers(plain, names_in([{"a": "0"}])) == {"a": "1"}
+    git = {"HEAD": "x", "fsck": "no error", "refs": [], "work tree": plain}
+    assert without_strangers(git, names_in([{**git, "work tree": {"a": "0"}}])) == {**git, "work tree": {"a": "1"}}
+
+
+def test_a_mixture_is_told_part_by_part() -> None:
+    states = [canonical({"HEAD": n, "index": n, "same": 0}) for n in range(3)]
+    assert mixture.parts(states, 0, canonical({"HEAD": 1, "index": 0, "same": 0})) == [
+        "HEAD: as after operation 1, new",
+        "index: as after operation 0, old",
+    ]
+    assert mixture.parts(states, 1, canonical({"HEAD": 0, "index": 9, "same": 0})) == [
+        "HEAD: as after operation 0",
+        "index: as in no state",
+    ]
+    assert mixture.parts(states, 1, canonical({"HEAD": 1, "other": 0})) == []
+    assert mixture.parts([canonical("x")], 0, canonical("y")) == []
+    expected = Expected(states, [["a"], ["a", "b"], ["a"]], [])
+    assert mixture.left(["a", "b", "c", "d.log"], expected, 0, ("*.log",)) == ["c"]
+    assert mixture.left(["a", "b"], expected, 1, ()) == []
+    assert mixture.left([f"t{n}" for n in range(7)], expected, 0, ())[-1] == "2 more"
