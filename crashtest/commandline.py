@@ -102,7 +102,7 @@ def declaration(words: list[str] | None, given: dict[str, Any], report_dir: Path
     made = Command(
         run=words,
         commands=None if words is not None else _lines(given["commands"]),
-        state=None if state is None else os.path.abspath(state),
+        state=None if state is None else os.path.relpath(state, report_dir / "commands"),
         ignore=list(given["ignore"]),
         env=dict(given["env"]),
         guarantees=None if not given["guarantees"] else [one.strip() for one in given["guarantees"].split(",")],

@@ -30,7 +30,7 @@ from crashtest.cells.plan import Cell, short_hash
 from crashtest.config import Settings
 from crashtest.errors import UsageError, quoted
 from crashtest.scale.jobs import Job
-from crashtest.scenario import GUARANTEES, MODELS
+from crashtest.scenario import DECLARATIONS, GUARANTEES, MODELS
 from crashtest.trace import Event, to_plain
 from crashtest.values import parse
 from crashtest.verdict import ScenarioResult, Violation
@@ -252,6 +252,11 @@ def locate(record: Record, path: Path) -> tuple[Path, str]:
     for place in [*places, Path(label), Path(record.file)]:
         if place.is_file():
             return place.resolve(), label
+    if label.endswith(DECLARATIONS):
+        raise UsageError(
+            f"the declaration {quoted(label)} of this command is not here; type the command again, which stores it, or "
+            "take the file along (a record alone never starts a command)"
+        )
     raise UsageError(
         f"the scenario file {quoted(record.project_file or label)} is not here; run replay in a clone of its project"
         + (f" at commit {quoted(record.commit[:12])}" if record.commit else "")
@@ -331,6 +336,7 @@ def _kind(event: Any) -> str:
     return str(first if tag == "Op" else tag)
 
 
-def _alike(words: str) -> tuple[str, str]:
-    """The call and the directory of an event in words: the names of temp files may differ from run to run."""
-    return words.partition("(")[0], words.rpartition("/")[0].partition("(")[2]
+def _alike(words: str) -> tuple[str, ...]:
+    """The call and the directories of an event in words: the names of temp files may differ from run to run."""
+    call, _, rest = words.partition("(")
+    return call, *(path.rpartition("/")[0] for path in rest.split(" -> "))

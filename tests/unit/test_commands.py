@@ -65,7 +65,7 @@ def test_a_declaration_comes_back_from_its_file_as_it_was(tmp_path: Path) -> Non
     assert path is not None
     made = from_plain("git", json.loads(Path(path).read_text())["commands"]["git"])
     assert made == Command(
-        run=["git", "commit"], state=str(tmp_path / "state"), recover="r {dir}", env={"A": "b=c"}, ignore=["*.log"]
+        run=["git", "commit"], state="../../state", recover="r {dir}", env={"A": "b=c"}, ignore=["*.log"]
     )
     (scenario,) = read(Path(path), "shown.json")
     assert (scenario.name, scenario.ignore) == ("shown.json::git", ("*.log",))
