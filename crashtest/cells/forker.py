@@ -249,7 +249,6 @@ def _serve(
         os._exit(75)
     worker.settle(pipes, line_fd, steps, builtin, stacks)
     line = socket.socket(fileno=line_fd)
-    handlers = ending.mark()
     if program is None:
         line.send(b"L")
     else:
@@ -260,6 +259,7 @@ def _serve(
             os._exit(76)
         bpf.send_descriptor(line, listener)
         os.close(listener)
+    handlers = ending.mark()  # last: what is made after it counts as made by the worker
     # from here on nothing that the filter stops: no write(2), which send(2) is not; else only fork is answered for
     me = os.getpid()
     while True:
