@@ -11,7 +11,6 @@ import os
 import select
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -173,6 +172,8 @@ def spawn_round(zygote: Zygote, cuts: list[int]) -> None:
     """The same with a new interpreter for each workload and each recovery; what it kills itself before is counted."""
     directory = f"{zygote.root}/spawned"
     os.makedirs(directory, exist_ok=True)
+
+    import subprocess
 
     def python(*words: str) -> subprocess.CompletedProcess[bytes]:
         command = [sys.executable, "-I", "-S", SPAWNED, *words]

@@ -11,7 +11,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -62,6 +61,8 @@ class Lean:
         environment.update({"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"})
         paths = json.dumps([os.path.abspath(path or ".") for path in sys.path])
         command = [sys.executable, "-S", "-s", "-P", "-c", _START, str(theirs.fileno()), root, paths]
+        import subprocess  # here, because what the lean process loads is in every fork
+
         self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment, start_new_session=True)
         theirs.close()
         self.ask({"do": "load", "file": str(SUBJECTS), "label": "subjects", "core": core})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -58,7 +57,9 @@ def observe(directory: Path) -> dict[str, bytes]:
     return contents(str(directory))
 
 
-THREE_FILES = Scenario(three_files, setup=OLD, do_recover=recover, do_observe=observe)
+THREE_FILES = Scenario(three_files, setup=OLD)
+THREE_FILES.recover(recover)
+THREE_FILES.observe(observe)
 
 
 # -- the same, as any number of operations --------------------------------------------------------------------------
@@ -87,13 +88,16 @@ def pwrites(run: Run) -> None:
     run.ack(pwrites_timed(f"{run.dir}/data", run.ops[0]))
 
 
-PWRITES = Scenario(pwrites, setup={"data": bytes(64)}, do_observe=observe)
+PWRITES = Scenario(pwrites, setup={"data": bytes(64)})
+PWRITES.observe(observe)
 
 
 # -- git commit, with its time in the ack ---------------------------------------------------------------------------
 
 
 def make_repository(directory: Path) -> None:
+    import subprocess  # here: what is loaded with the file is in every fork of every benchmark
+
     for number in range(20):
         (directory / f"file-{number}").write_text(f"{number}\n" * 100)
     for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
@@ -104,9 +108,12 @@ def make_repository(directory: Path) -> None:
 
 def git_commit(run: Run) -> None:
     """ops: the words to put before `git`."""
+    import subprocess
+
     began = time.perf_counter_ns()
     subprocess.run([*run.ops, "git", "commit", "-q", "-a", "-m", "second"], cwd=run.dir, check=True)
     run.ack(time.perf_counter_ns() - began)
 
 
-GIT_COMMIT = Scenario(git_commit, setup=make_repository, do_observe=lambda directory: None)
+GIT_COMMIT = Scenario(git_commit, setup=make_repository)
+GIT_COMMIT.observe(lambda directory: None)

@@ -173,17 +173,16 @@ def declare(made: Command, name: str, source: str) -> Scenario:
         ignore=tuple(made.ignore),
         allow_outside=tuple(made.allow_outside),
         timeout=made.timeout,
-        file=source,
         source=source,
-        make_ops=None if commands is None else lambda: list(commands),
-        do_recover=recover if made.recover is not None or made.server is not None else None,
-        do_observe=observe,
-        do_check=check if made.check is not None else None,
-        looks=made.observe is None,
-        ack_line=made.ack_line,
-        driven=True,
-        whole=made.server is not None,
     )
+    declared.make_ops = None if commands is None else lambda: list(commands)
+    declared.do_recover = recover if made.recover is not None or made.server is not None else None
+    declared.do_observe = observe
+    declared.do_check = check if made.check is not None else None
+    declared.looks = made.observe is None
+    declared.ack_line = made.ack_line
+    declared.driven = True
+    declared.whole = made.server is not None
     declared.validate()
     return declared
 

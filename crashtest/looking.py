@@ -9,9 +9,10 @@ library only.
 from __future__ import annotations
 
 import fnmatch
-import hashlib
 import os
-import subprocess
+
+# hashlib would load OpenSSL, and every zygote loads this module
+from _blake2 import blake2b
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def _held(path: str) -> Any:
     with open(path, "rb") as file:
         data = file.read()
     if len(data) > LONG:
-        return (f"{len(data)} bytes", hashlib.blake2b(data, digest_size=8).hexdigest())
+        return (f"{len(data)} bytes", blake2b(data, digest_size=8).hexdigest())
     try:
         return data.decode()
     except UnicodeDecodeError:
@@ -84,6 +85,8 @@ def repository(
     directory: Path, ignore: Sequence[str], environment: Mapping[str, str], git_directory: Path
 ) -> dict[str, Any]:
     """A git repository, each part by its name. What git itself cannot read is told in git's words."""
+
+    import subprocess  # here, because of threading, whose handler for forks costs each worker of a zygote dearly
 
     def git(*words: str) -> str:
         line = ["git", "--no-optional-locks", "-C", str(directory), *words]

@@ -13,7 +13,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import replace
+from copy import copy
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -258,7 +258,8 @@ def _judge(node: pytest.Item, scenario: Scenario, file: Path, changed: Mapping[s
     from crashtest.report import story, words
 
     file = file.resolve()
-    scenario = replace(scenario, file=_label(node.config, file))  # a copy: the engine writes to it
+    scenario = copy(scenario)  # the engine writes to it
+    scenario.file = _label(node.config, file)
     scenario.validate()
     whole = _run(node.config, scenario, file, changed)
     if whole.stopped == "interrupted":

@@ -13,9 +13,7 @@ import os
 import select
 import signal
 import sys
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -67,34 +65,44 @@ class Run:
         self._tell(f"{int(same)}{text}\n".encode())
 
 
-@dataclass
 class Scenario:
     """One workload and its parts. Made by `@scenario`; the attributes are read by the harness."""
 
-    workload: Callable[[Run], object]
-    setup: Setup = field(default_factory=dict)
-    guarantees: frozenset[str] = DEFAULT
-    expect: Expect = ()
-    steps: tuple[str, ...] = ()
-    ignore: tuple[str, ...] = ()
-    allow_outside: tuple[str, ...] = ()
-    timeout: float | None = None
-    file: str = ""
-    #: the file that declares it, as it was opened; `file` is how it is shown
-    source: str = ""
-    make_ops: Callable[[], Any] | None = None
-    do_recover: Callable[[Path], object] | None = None
-    do_observe: Callable[[Path], Any] | None = None
-    do_glance: Callable[[Path], Any] | None = None
-    do_check: Callable[[Path, list[Any]], object] | None = None
-    #: a regular expression: what is written where acks go is a program's output, and the lines that have it are acks
-    ack_line: str | None = None
-    #: observe gives what `looking.look_at` does, with files in it that a crash may have left beside the state
-    looks: bool = False
-    #: the worker only starts the program under test, which is its child
-    driven: bool = False
-    #: only the whole group is killed, never one process of it alone
-    whole: bool = False
+    def __init__(
+        self,
+        workload: Callable[[Run], object],
+        setup: Setup | None = None,
+        guarantees: frozenset[str] = DEFAULT,
+        expect: Expect = (),
+        steps: tuple[str, ...] = (),
+        ignore: tuple[str, ...] = (),
+        allow_outside: tuple[str, ...] = (),
+        timeout: float | None = None,
+        source: str = "",
+    ) -> None:
+        self.workload = workload
+        self.setup: Setup = {} if setup is None else setup
+        self.guarantees = guarantees
+        self.expect = expect
+        self.steps = steps
+        self.ignore = ignore
+        self.allow_outside = allow_outside
+        self.timeout = timeout
+        #: the file that declares it, as it was opened; `file` is how it is shown
+        self.source = self.file = source
+        self.make_ops: Callable[[], Any] | None = None
+        self.do_recover: Callable[[Path], object] | None = None
+        self.do_observe: Callable[[Path], Any] | None = None
+        self.do_glance: Callable[[Path], Any] | None = None
+        self.do_check: Callable[[Path, list[Any]], object] | None = None
+        #: a regular expression: what is written where acks go is a program's output, and lines that have it are acks
+        self.ack_line: str | None = None
+        #: observe gives what `looking.look_at` does, with files in it that a crash may have left beside the state
+        self.looks = False
+        #: the worker only starts the program under test, which is its child
+        self.driven = False
+        #: only the whole group is killed, never one process of it alone
+        self.whole = False
 
     @property
     def function(self) -> str:
@@ -214,14 +222,13 @@ def scenario(
     def declare(function: Callable[[Run], object]) -> Scenario:
         return Scenario(
             workload=function,
-            setup={} if setup is None else setup,
+            setup=setup,
             guarantees=frozenset(guarantees),
             expect=expect if isinstance(expect, Mapping) else frozenset(expect),
             steps=tuple(steps),
             ignore=tuple(ignore),
             allow_outside=tuple(allow_outside),
             timeout=timeout,
-            file=function.__code__.co_filename,
             source=function.__code__.co_filename,
         )
 
@@ -255,7 +262,10 @@ def load(path: Path, shown_as: str | None = None) -> list[Scenario]:
         sys.path.insert(0, str(root))
     known = sys.modules.get(name)
     if known is None or getattr(known, "__file__", None) != str(path):
-        name = name if known is None else f"{name}__{zlib.crc32(os.fsencode(path)):x}"
+        if known is not None:
+            import zlib  # here, because few need it and each forked process would carry it along
+
+            name = f"{name}__{zlib.crc32(os.fsencode(path)):x}"
         spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or spec.loader is None:
             raise UsageError(f"{label} is not a Python file")

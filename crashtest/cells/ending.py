@@ -15,7 +15,6 @@ import ctypes
 import gc
 import io
 import sys
-import threading
 import types
 from typing import Any
 
@@ -58,7 +57,7 @@ def pass_over() -> None:
 
 def nothing_left(handlers: int) -> bool:
     """Whether ending now leaves every file as an orderly end would. handlers: what `mark` returned."""
-    if threading.active_count() > 1 or atexit._ncallbacks() != handlers:
+    if len(sys._current_frames()) > 1 or atexit._ncallbacks() != handlers:
         return False
     inert = _known
     for thing in gc.get_objects():

@@ -10,9 +10,8 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from crashtest.cells import worker
 from crashtest.cells.forker import Forker
@@ -48,32 +47,31 @@ ENVIRONMENT = {
 }
 
 
-@dataclass
 class Restarted:
     """What came of starting again. failure: why it did not work ("" when it did); timeout: it took too long."""
 
-    failure: str = ""
-    timeout: bool = False
-    value: str = "null"
-    #: what recovery did (observe, where that is the recovery), when it was recorded
-    trace: Trace | None = None
-    #: how that record differs from the disk, or []
-    proof: list[str] = field(default_factory=list)
-    #: the tree after recovery, before observe
-    tree: Tree | None = None
-    observe_changed: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    def __init__(self, failure: str = "", timeout: bool = False, value: str = "null") -> None:
+        self.failure = failure
+        self.timeout = timeout
+        self.value = value
+        #: what recovery did (observe, where that is the recovery), when it was recorded
+        self.trace: Trace | None = None
+        #: how that record differs from the disk, or []
+        self.proof: list[str] = []
+        #: the tree after recovery, before observe
+        self.tree: Tree | None = None
+        self.observe_changed: list[str] = []
+        self.notes: list[str] = []
 
 
-@dataclass
-class Ran:
-    """One run of the workload. shadow: the record applied to the first state. proof: how the disk differs, or []."""
+class Ran(NamedTuple):
+    """One run of the workload. proof: how the disk differs from the record applied to the first state, or []."""
 
     outcome: Outcome
     disk: Tree
     proof: list[str]
     #: the state at each ack (only when asked for)
-    at_acks: list[Tree] = field(default_factory=list)
+    at_acks: list[Tree]
 
 
 class Bench:

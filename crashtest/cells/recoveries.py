@@ -110,7 +110,7 @@ class Cells:
             return self._late(crash, ran, supervision)
         out = supervision.finish() if crash.variant == "late" else ran.outcome
         if crash.variant == "late":
-            ran.disk = self.bench.capture()
+            ran = ran._replace(disk=self.bench.capture())
         cell = self._cell(crash, ran, out)
         cell.update(self.settle(ran.disk, out.acks, alone=True))
         return cell

@@ -16,8 +16,7 @@ import select
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from crashtest.cells.forker import Forker, forkers
 from crashtest.errors import HarnessError
@@ -69,8 +68,7 @@ class Acks:
         return [b"0" + canonical(text).encode() for text in texts if self._pattern.search(text)], begun
 
 
-@dataclass(frozen=True)
-class Crash:
+class Crash(NamedTuple):
     """Where to kill: after `cut` events, when the next one is of `kind` ("" for whatever comes).
 
     torn: let this many bytes of the write at the cut through first. variant: "group" (everything), "worker" (the
@@ -83,25 +81,25 @@ class Crash:
     variant: str = "group"
 
 
-@dataclass
 class Outcome:
     """How one run ended.
 
     end: "normal", "killed" (as asked), "died" (exit status or signal in `status`), "timeout".
     """
 
-    end: str = "normal"
-    status: int = 0
-    answer: dict[str, Any] = field(default_factory=dict)
-    acks: list[bytes] = field(default_factory=list)
-    trace: Trace = field(default_factory=lambda: Trace([], [], []))
-    strays: list[str] = field(default_factory=list)
-    output: str = ""
-    #: the event that was about to happen when the kill struck, if any
-    before: Event | None = None
-    #: cuts at which the worker had children
-    company: list[int] = field(default_factory=list)
-    uncertain: int = 0
+    def __init__(self) -> None:
+        self.end = "normal"
+        self.status = 0
+        self.answer: dict[str, Any] = {}
+        self.acks: list[bytes] = []
+        self.trace = Trace([], [], [])
+        self.strays: list[str] = []
+        self.output = ""
+        #: the event that was about to happen when the kill struck, if any
+        self.before: Event | None = None
+        #: cuts at which the worker had children
+        self.company: list[int] = []
+        self.uncertain = 0
 
 
 def others(but: frozenset[int]) -> list[int]:

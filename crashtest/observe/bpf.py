@@ -16,7 +16,6 @@ import ctypes
 import errno
 import functools
 import os
-import platform
 import socket
 import struct
 import sys
@@ -74,13 +73,13 @@ class Unavailable(Exception):
 
 def supported() -> bool:
     """Whether this kind of machine can be observed at all (Linux on x86_64 or aarch64, little endian)."""
-    return sys.platform == "linux" and platform.machine() in _ARCHES and sys.byteorder == "little"
+    return sys.platform == "linux" and os.uname().machine in _ARCHES and sys.byteorder == "little"
 
 
 @functools.cache
 def call_names() -> dict[int, str]:
     """System call number -> name, for every call that stops on this architecture; not to be changed."""
-    which, _ = _ARCHES[platform.machine()]
+    which, _ = _ARCHES[os.uname().machine]
     table = {numbers[which]: name for name, numbers in STOPS.items()}
     table.update({numbers[which]: name for name, (numbers, _) in STOPS_IF_SET.items()})
     table.update({numbers[which]: name for name, (numbers, _, _) in STOPS_IF_EQUAL.items()})
@@ -90,7 +89,7 @@ def call_names() -> dict[int, str]:
 
 def native_arch() -> int:
     """The AUDIT_ARCH value of this machine (linux/audit.h)."""
-    return _ARCHES[platform.machine()][1]
+    return _ARCHES[os.uname().machine][1]
 
 
 @functools.cache
@@ -99,7 +98,7 @@ def program(passing: int = -1) -> bytes:
 
     passing: the number of a descriptor to which write(2) does not stop (`stacks.py` says when that is safe).
     """
-    which, arch = _ARCHES[platform.machine()]
+    which, arch = _ARCHES[os.uname().machine]
     code: list[tuple[int, str | int, str | int, int]] = []
 
     def emit(op: int, k: int, yes: str | int = 0, no: str | int = 0) -> None:
@@ -159,7 +158,7 @@ def install(filter_program: bytes) -> int:
 
     Meant for a freshly forked child. Raises `Unavailable` with the reason.
     """
-    which, _ = _ARCHES[platform.machine()]
+    which, _ = _ARCHES[os.uname().machine]
     if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         raise Unavailable(f"no_new_privs was refused: {os.strerror(ctypes.get_errno())}")
     wanted = _Program(len(filter_program) // 8, filter_program)
@@ -207,7 +206,7 @@ def send_descriptor(sock: socket.socket, fd: int) -> None:
 def probe() -> str | None:
     """None when a listener can be installed here, else the reason in words. Tries it in a forked child."""
     if not supported():
-        here = f"{sys.platform} {platform.machine()}"
+        here = f"{sys.platform} {os.uname().machine}"
         return f"system calls can be observed on Linux on x86_64 or aarch64 only, not on {here}"
     read_end, write_end = os.pipe()
     pid = os.fork()

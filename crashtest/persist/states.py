@@ -11,17 +11,18 @@ needs of what it keeps; docs/models.md says in which order they are tried.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from crashtest.errors import HarnessError
 from crashtest.persist.history import History
 from crashtest.persist.models import POSIX, Model, Unit
 from crashtest.persist.tree import Tree
 from crashtest.trace import Ack, Event, Op
+
+if TYPE_CHECKING:
+    import random
 
 #: what a unit is known by: (index of its event in the trace, count within the event)
 Name = tuple[int, int]
@@ -42,18 +43,14 @@ class Limits(NamedTuple):
     total: int = 200_000
 
 
-@dataclass
 class Coverage:
     """What a walk has tried. cuts: where it looked. walked: losses tried; states: distinct (tree, acks) among them.
     losses: how many there are, as sets of units that can be lost, whether the model allows them or not.
     exhaustive_cuts: cuts at which every state that the model allows was tried."""
 
-    cuts: int = 0
-    walked: int = 0
-    states: int = 0
-    losses: int = 0
-    exhaustive_cuts: int = 0
-    finished: bool = False
+    def __init__(self) -> None:
+        self.cuts = self.walked = self.states = self.losses = self.exhaustive_cuts = 0
+        self.finished = False
 
     @property
     def exhaustive(self) -> bool:
@@ -212,6 +209,8 @@ class Walk:
         """All losses that are left where they are few, else a sample of them."""
         masks = allowed(history.window, self.limits.per_cut)
         if masks is None:
+            import random  # here, because with it each forked process begins by drawing a seed
+
             drawn = _sample(history, random.Random(f"{self.seed}/{history.cut}"), 2 * free)
             yield from self._tell(history, level, drawn, fresh, free)
             return

@@ -159,7 +159,8 @@ def test_a_sample_of_recoveries_is_not_called_all(crash: Crash, write_scenario: 
 
 
 def test_a_fault_that_does_not_come_again_alone_is_an_error_of_the_harness() -> None:
-    scenario = Scenario(workload=print, do_observe=lambda directory: "")
+    scenario = Scenario(workload=print)
+    scenario.observe(lambda directory: "")
     facts = {"wrong": tree("S9"), "right": tree("S1")}
     losses = Losses(scenario, Expected(['"S0"', '"S1"']), "posix", facts)
     losses.take(
