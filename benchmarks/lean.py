@@ -9,17 +9,13 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import signal
 import socket
 import sys
 from pathlib import Path
 from typing import Any
 
 from crashtest import wire
-from crashtest.cells.forker import BecomeForker, become
-from crashtest.cells.supervise import Abandoned
-from crashtest.cells.zygote import Zygote
-from crashtest.observe import bpf
+from crashtest.cells import zygote
 
 SUBJECTS = Path(__file__).with_name("subjects.py")
 _START = (
@@ -28,7 +24,7 @@ _START = (
 )
 
 
-class Server(Zygote):
+class Server(zygote.Zygote):
     def do_call(self, request: dict[str, Any]) -> dict[str, Any]:
         """Call `function` ("module:name") with this zygote and the arguments given."""
         module, _, name = request["function"].partition(":")
@@ -36,33 +32,25 @@ class Server(Zygote):
 
 
 def main(fd: int, root: str) -> None:
-    """As `crashtest.cells.zygote.main`."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    bpf.become_subreaper()
-    server = Server(socket.socket(fileno=fd), root)
-    try:
-        server.serve()
-    except BecomeForker as child:
-        serve = child.serve
-    except (wire.Closed, Abandoned):
-        server.end()
-        return
-    server.sock.close()  # before a worker has files under the same number
-    become(serve)
+    zygote.main(fd, root, kind=Server)
 
 
 class Lean:
     """The main process's end of it. root: a directory of its own on tmpfs; core: where it and its children run."""
 
     def __init__(self, root: str, core: int) -> None:
+        # here, because what the lean process loads is in each fork
+        import subprocess
+
+        from crashtest.scale.slot import zygote_environment
+
+        self.root, self.core = root, core
         os.mkdir(root, 0o700)
         self._sock, theirs = socket.socketpair()
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("GIT_", "PYTHON"))}
-        environment.update({"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"})
+        environment.update(zygote_environment())
         paths = json.dumps([os.path.abspath(path or ".") for path in sys.path])
         command = [sys.executable, "-S", "-s", "-P", "-c", _START, str(theirs.fileno()), root, paths]
-        import subprocess  # here, because what the lean process loads is in every fork
-
         self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment, start_new_session=True)
         theirs.close()
         self.ask({"do": "load", "file": str(SUBJECTS), "label": "subjects", "core": core})

@@ -14,6 +14,7 @@ import os
 import select
 import signal
 import socket
+import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +37,8 @@ from crashtest.trace import from_plain
 
 #: seconds to wait for the end of a main process whose socket has closed without a word
 MOURNING = 2.0
+#: the value of LD_BIND_NOW that is for the zygote alone; any text that is not empty asks for the same
+BIND_NOW = "zygote"
 
 
 class Zygote:
@@ -184,18 +187,22 @@ def _abandon(number: int, frame: object) -> None:
     raise Abandoned
 
 
-def main(fd: int, root: str, finders: Sequence[str] = ()) -> None:
+def main(fd: int, root: str, finders: Sequence[str] = (), kind: type[Zygote] = Zygote) -> None:
     """The life of a zygote; in a process that it forked, that process's life as a forker, and as a worker.
 
-    finders: modules whose `install` makes editable installs importable, which `site` would have called.
+    finders: modules whose `install` makes editable installs importable, which `site` would have called. kind: what
+    serves; the benchmarks have one that does more.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _abandon)
     bpf.die_with_parent(signal.SIGTERM)  # also while the user's file is loading, when nobody looks at the socket
     bpf.become_subreaper()
+    sys.dont_write_bytecode = True  # from here on it is the user's
+    if os.environ.get("LD_BIND_NOW") == BIND_NOW:
+        del os.environ["LD_BIND_NOW"]
     for name in finders:
         importlib.import_module(name).install()
-    zygote = Zygote(socket.socket(fileno=fd), root)
+    zygote = kind(socket.socket(fileno=fd), root)
     try:
         zygote.serve()
         zygote.end(orderly=True)
