@@ -111,8 +111,9 @@ NOT_INSTALLED = {"benchmarks", "docs", "scenarios", "tests"}
 TAKEN = {"frame", "frame_collection", "inspector", "contracts", "solution_providers"}
 # Never to be seen in the zygote, whatever imported it.
 HEAVY = {"_pytest", "click", "hypothesis", "msgspec", "psutil", "pytest", "rich"}
-# Neither are these of the standard library, where the scenario needs none of them: each fork would copy what they load (inspect, by way of dataclasses), or do
-# what they want done after a fork (threading: a third of a worker's page faults; random: a new seed).
+# Neither are these of the standard library, where the scenario needs none of them: each fork would copy what they load
+# (inspect, by way of dataclasses), or do what they want done after a fork (threading: a third of a worker's page
+# faults; random: a new seed).
 COSTLY = {"dataclasses", "hashlib", "inspect", "platform", "random", "shutil", "subprocess", "threading"}
 
 
