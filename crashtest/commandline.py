@@ -47,7 +47,10 @@ class Variable(click.ParamType[tuple[str, str]]):
         return name, text
 
 
-def _option(name: str, metavar: str, help_: str, **more: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+Decorate = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def _option(name: str, metavar: str | None, help_: str, **more: Any) -> Decorate:
     return click.option(f"--{name}", metavar=metavar, help=help_, **more)
 
 
@@ -65,13 +68,18 @@ _OPTIONS = (
     _option("ready", "CMD", "With --server: asked until it ends with exit 0; then the server can be used."),
     _option("ack-line", "REGEX", "With a command: each line on its standard output that has this is an ack. Without it "
             "its exit 0 is."),
+    _option("same", None, "With a command: an operation may change nothing that can be observed.", is_flag=True),
+    _option("whole", None, "With a command: only everything at once is killed, never a process alone.", is_flag=True),
     _option("ignore", "GLOB", "With a command: names below the directory that are passed over.", multiple=True),
     _option("env", "NAME=VALUE", "With a command: a variable of its environment.", multiple=True, type=Variable()),
     _option("guarantees", "NAMES", "With a command: the guarantees it claims, comma separated, instead of the default "
             "ones."),
 )  # fmt: skip
-NAMES = ("state", "setup", "recover", "observe", "check", "commands", "server", "ready", "ack_line", "ignore", "env",
-         "guarantees")  # fmt: skip
+NAMES = ("state", "setup", "recover", "observe", "check", "commands", "server", "ready", "ack_line", "same", "whole",
+         "ignore", "env", "guarantees")  # fmt: skip
+
+#: those whose values a declaration takes as they are
+_TAKEN = ("setup", "recover", "observe", "check", "server", "ready", "ack_line", "same", "whole")
 
 
 def command_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -107,9 +115,7 @@ def declaration(words: list[str] | None, given: dict[str, Any], report_dir: Path
         env=dict(given["env"]),
         guarantees=None if not given["guarantees"] else [one.strip() for one in given["guarantees"].split(",")],
     )
-    made = dataclasses.replace(
-        made, **{name: given[name] for name in ("setup", "recover", "observe", "check", "server", "ready", "ack_line")}
-    )
+    made = dataclasses.replace(made, **{name: given[name] for name in _TAKEN})
     name = name_of(words if words is not None else [given["commands"].stem])
     text = json.dumps(plain_file(name, made), indent=1)
     path = report_dir / "commands" / f"{name}-{short_hash(text)}.json"

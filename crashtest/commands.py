@@ -37,9 +37,10 @@ class Command:
     for an empty one. setup: run in that copy once. recover: what starting again is. observe: its standard output is
     the state; without it, a git repository is looked at as one, anything else as names and contents (`looking`).
     check: exit 0 holds. ack_line: a regular expression; each line on the standard output of `run` that has it is an
-    ack; without it exit 0 is the one ack. server: started before each command and ended (SIGTERM) after it; ready:
-    asked until it ends with exit 0. ignore: globs of names that neither `clean` nor the observation sees. env:
-    variables. timeout: seconds for one part.
+    ack; without it exit 0 is the one ack. same: an operation may change nothing that can be observed. whole: only the
+    whole group is killed, never the command alone while what it started goes on. server: started before each command
+    and ended (SIGTERM) after it; ready: asked until it ends with exit 0. ignore: globs of names that neither `clean`
+    nor the observation sees. env: variables. timeout: seconds for one part.
     """
 
     run: Words | None = None
@@ -52,6 +53,8 @@ class Command:
     server: Words | None = None
     ready: Words | None = None
     ack_line: str | None = None
+    same: bool = False
+    whole: bool = False
     ignore: list[str] = field(default_factory=list)
     env: dict[str, str] = field(default_factory=dict)
     guarantees: list[str] | None = None
@@ -95,6 +98,7 @@ _MEANT = {
     "Words | None": "a text for the shell, or a list of words",
     "list[str] | None": "a list of texts",
     "str | None": "a text",
+    "bool": "true or false",
     "list[str]": "a list of texts",
     "dict[str, str]": "a table of texts",
     "list[str] | dict[str, list[str]]": "a list of guarantees, or a table of such lists by model",
@@ -105,6 +109,8 @@ _MEANT = {
 def _fits(kind: str, value: object) -> bool:
     if kind == "Words | None":
         return (isinstance(value, str) and bool(value.strip())) or (_texts(value) and bool(value))
+    if kind == "bool":
+        return isinstance(value, bool)
     if kind == "str | None":
         return isinstance(value, str) and bool(value)
     if kind == "float | None":
@@ -140,7 +146,7 @@ def declare(made: Command, name: str, source: str) -> Scenario:
                 return
             for text in [made.run] if made.run is not None else run.ops:
                 shell.run(run.dir, text)
-                run.ack(text if made.run is None else None)
+                run.ack(text if made.run is None else None, same=made.same)
 
     def setup(directory: Path) -> None:
         if made.state is not None:
@@ -182,7 +188,7 @@ def declare(made: Command, name: str, source: str) -> Scenario:
     declared.looks = made.observe is None
     declared.ack_line = made.ack_line
     declared.driven = True
-    declared.whole = made.server is not None
+    declared.whole = made.whole or made.server is not None
     declared.validate()
     return declared
 

@@ -313,6 +313,11 @@ def _vacuous(
     if not acks and "durable" in scenario.claimed():
         return "the workload never acked anything, so durable cannot be judged; call run.ack() after each operation"
     if len(set(states)) < 2:
+        if scenario.looks:
+            return (
+                "the command changes nothing that is observed; observe more of it, or let it follow another command "
+                "that does (--commands FILE), and say --same if one of them is to change nothing"
+            )
         return "observe returns the same for every state; let it return what the operations change"
     return _blind(acks, states, events, seccomp)
 

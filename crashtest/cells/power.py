@@ -22,7 +22,7 @@ from crashtest.errors import HarnessError, quoted
 from crashtest.persist.models import Model, barrier, describe
 from crashtest.persist.states import Limits, Name, Walk, reduced, state_of, window_at
 from crashtest.persist.tree import Tree
-from crashtest.trace import Ack, Event, Op
+from crashtest.trace import SYNCS, Ack, Event, Op
 
 #: seconds after which what has been found is sent
 TURN = 0.3
@@ -104,7 +104,9 @@ class Power:
     def _nested(self, number: int, cuts: list[tuple[int, list[Name] | None, Tree]]) -> Iterator[dict[str, Any] | None]:
         """Recovery after a kill, and recovery after a power cut, each cut by the power in turn."""
         index, of = self.shard
-        kills = [n + 1 for n, e in enumerate(self.cells.events) if isinstance(e, Op) and e.changes]
+        kills = [
+            _over(self.cells.events, n) for n, e in enumerate(self.cells.events) if isinstance(e, Op) and e.changes
+        ]
         chosen: list[tuple[int, list[Name] | None, Tree]] = [
             (cut, None, self.cells.state(cut, 0)[0])
             for cut in _telling(self.cells.events, kills, self.bounds.recoveries)[index::of]
@@ -299,6 +301,14 @@ def _marks(events: list[Event], lost: list[Name]) -> list[str]:
     found = {event for event, _ in lost}
     ops = [op for number in sorted(found) if isinstance(op := events[number], Op)]
     return sorted({f"{op.call} {op.where}" for op in ops})
+
+
+def _over(events: list[Event], number: int) -> int:
+    """The cut after the change with this number, and after the sync that belongs to it: the kernel ends a synchronous
+    write (O_DSYNC) that a SIGKILL finds under way."""
+    after = events[number + 1] if number + 1 < len(events) else None
+    whole = isinstance(after, Op) and after.kind in SYNCS and after.call not in SYNCS and after.began == number + 1
+    return number + 1 + whole
 
 
 def _telling(events: list[Event], cuts: list[int], number: int) -> list[int]:

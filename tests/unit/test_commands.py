@@ -19,7 +19,7 @@ from crashtest.values import canonical
 
 NOTHING: dict[str, Any] = {
     "state": None, "setup": None, "recover": None, "observe": None, "check": None, "commands": None, "server": None,
-    "ready": None, "ack_line": None, "ignore": (), "env": (), "guarantees": None,
+    "ready": None, "ack_line": None, "same": False, "whole": False, "ignore": (), "env": (), "guarantees": None,
 }  # fmt: skip
 
 
@@ -39,6 +39,7 @@ def test_what_stands_behind_two_dashes_is_never_read_as_an_option() -> None:
         ({"run": "x", "sate": "d"}, "there is no sate; known: run"),
         ({"run": ["x", 1]}, "run is ['x', 1], and must be a text for the shell, or a list of words"),
         ({"run": "x", "timeout": True}, "and must be a number of seconds"),
+        ({"run": "x", "same": "yes"}, "and must be true or false"),
         ({"run": "x", "env": {"A": 1}}, "and must be a table of texts"),
         ({"run": "x", "ignore": "*.log"}, "and must be a list of texts"),
         ({"run": "x", "expect": {"kill": "atomic"}}, "or a table of such lists by model"),
