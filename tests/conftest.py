@@ -49,7 +49,7 @@ def prepare(slot: Slot) -> Callable[[Path, str], dict[str, Any]]:
         scenario = {one.function: one for one in load(file)}[function]
         slot.open(scenario, file)
         ops = sequences(scenario, 0, 1)[0]
-        return slot.ask(slot.request("prepare", scenario, ops, 10.0))
+        return slot.prepare(scenario, ops, 10.0)
 
     return run
 

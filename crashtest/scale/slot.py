@@ -124,6 +124,11 @@ class Slot:
             self.ask({**request, **expected, "batches": not example.remembers, "events": events})
             self._serving = example
 
+    def prepare(self, scenario: Scenario, ops: list[str] | None, timeout: float, once: bool = False) -> dict[str, Any]:
+        """The runs without a crash (`cells.prepare`); what the zygote knew of an example is forgotten."""
+        self._serving = None
+        return self.ask({**self.request("prepare", scenario, ops, timeout), "once": once})
+
     def request(self, do: str, scenario: Scenario, ops: list[str] | None, timeout: float) -> dict[str, Any]:
         return {"do": do, "scenario": scenario.function, "ops": ops, "timeout": timeout, "seccomp": self._seccomp}
 

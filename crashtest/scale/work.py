@@ -27,8 +27,7 @@ def do(slot: Slot, task: Task, settings: Settings, tell: Callable[[Task], None],
     job, timeout = task.job, settings.timeout
     slot.open(job.scenario, job.file)
     if task.do == "prepare":
-        request = slot.request("prepare", job.scenario, task.ops, timeout)
-        task.answers = [slot.ask({**request, "once": bool(job.goal)})]
+        task.answers = [slot.prepare(job.scenario, task.ops, timeout, once=bool(job.goal))]
         return
     assert task.example is not None
     slot.serve(task.example, timeout, job.depth)

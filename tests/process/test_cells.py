@@ -27,7 +27,7 @@ def realise(slot: Slot, file: Path, function: str, cells: list[Cell] | None = No
     """Prepare a scenario and realise its cells (all that are planned, if none are given)."""
     scenario = {one.function: one for one in load(file)}[function]
     slot.open(scenario, file)
-    prepared = slot.ask(slot.request("prepare", scenario, None, 10.0))
+    prepared = slot.prepare(scenario, None, 10.0)
     example = Example(scenario, None, prepared, True)
     assert example.reason == ""
     slot.serve(example, 10.0, 1)
@@ -267,3 +267,35 @@ def test_an_editable_install_by_import_hook_is_found_in_the_zygote(
         )
     )
     assert (made.verdict, made.harness_error) == ("held", "")
+
+
+def test_a_zygote_that_prepared_another_scenario_meanwhile_is_told_again(slot: Slot, write_scenario: Write) -> None:
+    """Two scenarios of one file share a zygote, which knows one of them at a time."""
+    file = write_scenario(
+        """
+        def write(run: Run) -> None:
+            (run.dir / "a").write_text("new")
+            run.ack()
+
+        @scenario
+        def one(run: Run) -> None:
+            write(run)
+
+        @scenario
+        def other(run: Run) -> None:
+            write(run)
+
+        @one.observe
+        @other.observe
+        def names(directory: Path) -> list[str]:
+            return sorted(os.listdir(directory))
+        """
+    )
+    one, other = load(file)
+    slot.open(one, file)
+    example = Example(one, None, slot.prepare(one, None, 10.0), True)
+    slot.serve(example, 10.0, 1)
+    slot.prepare(other, None, 10.0)
+    slot.serve(example, 10.0, 1)
+    (cell,) = slot.ask({"do": "kill", "crashes": [[1, "", 0, "group"]], "alone": False})["cells"]
+    assert (cell["end"], cell["proof"]) == ("killed", [])
