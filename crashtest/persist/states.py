@@ -11,7 +11,7 @@ needs of what it keeps; docs/models.md says in which order they are tried.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -95,7 +95,8 @@ class State:
 class Walk:
     """The crash states of a trace under a model, as an iterable. first: the state before it, which is durable.
 
-    begin: only cuts after so many events are looked at.
+    begin: only cuts after so many events are looked at. losing: only its cuts are looked at, and only losses that lose
+    one of the units it names there (`more_to_lose`).
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class Walk:
         limits: Limits = Limits(),  # noqa: B008 - a tuple
         seed: int = 0,
         begin: int = 0,
+        losing: Mapping[int, Collection[Name]] | None = None,
     ) -> None:
         self.first = first
         self.events = events
@@ -114,6 +116,7 @@ class Walk:
         self.limits = limits
         self.seed = seed
         self.begin = begin
+        self.losing = losing
         self.coverage = Coverage()
         self._seen: set[bytes] = set()
         #: by cut: losses tried, as masks over a small window
@@ -137,10 +140,12 @@ class Walk:
         room = room if last else (room + 1) // 2
         looked_at = self.events[self.begin :]
         cuts = 1 + sum(isinstance(event, Ack) or (isinstance(event, Op) and event.changes) for event in looked_at)
+        if self.losing is not None:
+            cuts = sum(not isinstance(e := self.events[cut - 1], Op) or e.changes for cut in self.losing if cut)
         for at, (history, fresh) in enumerate(self._cuts(), 1):
             if level == 1:
                 coverage.cuts += 1
-                coverage.losses += _losses(history, fresh)
+                coverage.losses += _losses(history, fresh, self._wanted(history))
             used = self._used.get(history.cut, 0)
             free = self.limits.per_cut - used
             free = min(free if last else (free + 1) // 2, at * room // cuts - (coverage.walked - begun))
@@ -159,11 +164,11 @@ class Walk:
         change was possible before it, with as many acks; so was any after a sync, which only shrinks the window.
         """
         history = History(self.first, self.events, self.model)
-        if not self.begin:
+        if not self.begin and (self.losing is None or 0 in self.losing):
             yield history, None
         for event in self.events:
             history.step()
-            if history.cut <= self.begin:
+            if history.cut <= self.begin or (self.losing is not None and history.cut not in self.losing):
                 continue
             if isinstance(event, Ack):
                 yield history, None
@@ -172,6 +177,13 @@ class Walk:
                 if fresh or not history.window:
                     yield history, fresh
 
+    def _wanted(self, history: History) -> Units | None:
+        """The units of which a loss must lose one; None: it need not."""
+        if self.losing is None:
+            return None
+        names = self.losing.get(history.cut, ())
+        return {unit: None for unit in history.window if unit.name in names}
+
     def _tell(self, history: History, level: int, candidates: Candidates, fresh: Fresh, free: int) -> Iterator[State]:
         """The new states among the candidates, at most `free` losses."""
         window = history.window
@@ -179,12 +191,15 @@ class Walk:
         small = len(window) <= self.limits.per_cut
         bits = {unit: 1 << at for at, unit in enumerate(window)} if small and free > 0 else {}
         tried = self._tried.setdefault(history.cut, set()) if small and free > 0 else set()
+        wanted = self._wanted(history)
         for keeps, units in candidates if free > 0 else ():
             chosen = kept_with(units) if keeps else settled(lost_with(units))
             few = keeps
             if few and (small or len(chosen) * 2 > len(window)):
                 few, chosen = False, settled(dict.fromkeys(unit for unit in window if unit not in chosen))
             if fresh and not any((unit in chosen) is few for unit in fresh):
+                continue
+            if wanted is not None and not any((unit in chosen) is not few for unit in wanted):
                 continue
             if small:
                 mask = sum(bits[unit] for unit in chosen)
@@ -218,6 +233,10 @@ class Walk:
         if fresh:
             group = sum(1 << at for at, unit in enumerate(units) if unit in fresh)
             masks = [mask for mask in masks if mask & group]
+        wanted = self._wanted(history)
+        if wanted is not None:
+            group = sum(1 << at for at, unit in enumerate(units) if unit in wanted)
+            masks = [mask for mask in masks if mask & group != group]
         full = (1 << len(units)) - 1
         tried = self._tried.get(history.cut, set())
         left = [mask for mask in masks if full ^ mask not in tried]
@@ -305,10 +324,15 @@ def _sample(history: History, chance: random.Random, number: int) -> Candidates:
         yield keeps, units
 
 
-def _losses(history: History, fresh: Fresh) -> int:
-    """How many sets of units can be lost that were not possible at the cut before."""
+def _losses(history: History, fresh: Fresh, wanted: Units | None = None) -> int:
+    """How many sets of units can be lost that were not possible at the cut before, and lose one that is wanted."""
     units = len(history.window)
-    return (1 << units) - ((1 << units - len(fresh)) if fresh else 0)
+    found = (1 << units) - ((1 << units - len(fresh)) if fresh else 0)
+    if wanted is not None:  # less those that keep all that is wanted
+        rest = units - len(wanted)
+        apart = fresh is not None and all(unit not in wanted for unit in fresh)
+        found -= (1 << rest) - ((1 << rest - len(fresh)) if fresh and apart else 0)
+    return found
 
 
 def allowed(window: Units, limit: int) -> list[int] | None:
@@ -375,6 +399,27 @@ def _history_at(first: Tree, events: Sequence[Event], cut: int, model: Model) ->
 def window_at(first: Tree, events: Sequence[Event], cut: int, model: Model = POSIX) -> list[Unit]:
     """The units that a crash at a cut may lose, in order; `models.describe` and `models.barrier` tell of them."""
     return list(_history_at(first, events, cut, model).window)
+
+
+def more_to_lose(
+    first: Tree, before: Sequence[Event], after: Sequence[Event], model: Model
+) -> dict[int, frozenset[Name]]:
+    """By cut, the units that a crash may lose in `after` and not in `before`: the same events, but for their syncs."""
+    edits = [at for at, pair in enumerate(zip(before, after, strict=True)) if pair[0] != pair[1]]
+    one, other = History(first, before, model), History(first, after, model)
+    found: dict[int, frozenset[Name]] = {}
+    for at in range(len(before)) if edits else ():
+        one.step()
+        other.step()
+        if at < edits[0]:
+            continue
+        safe = {unit.name for unit in one.window}
+        more = frozenset(unit.name for unit in other.window if unit.name not in safe)
+        if more:
+            found[at + 1] = more
+        elif at >= edits[-1]:
+            break  # from here on the two are alike
+    return found
 
 
 def state_of(

@@ -8,9 +8,9 @@ import pytest
 
 from crashtest.errors import HarnessError
 from crashtest.persist.models import POSIX, describe
-from crashtest.persist.states import Limits, Name, reduced, state_of, window_at
+from crashtest.persist.states import Limits, Name, Walk, more_to_lose, reduced, state_of, window_at
 from crashtest.persist.tree import Tree
-from crashtest.trace import Op
+from crashtest.trace import Op, Step
 from tests.traces import EVERYTHING, Disk, shown
 
 
@@ -198,3 +198,41 @@ def test_limits_are_generous_where_a_trace_is_small() -> None:
     walk = replacing().walk(POSIX, Limits())
     list(walk)
     assert walk.coverage.exhaustive
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_dropping_a_sync_adds_exactly_the_states_that_are_walked(which: int) -> None:
+    disk = replacing()
+    disk.fsync("f")
+    disk.append("f", b"!" * 600)
+    disk.fsync("f")
+    disk.ack()
+    disk.chmod("f", 0o600)
+    syncs = [at for at, event in enumerate(disk.events) if isinstance(event, Op) and event.kind == "fsync"]
+    after = [Step("dropped") if at == syncs[which] else event for at, event in enumerate(disk.events)]
+    before = {(state.digest, state.acks) for state in disk.walk(POSIX)}
+    everything = {(state.digest, state.acks) for state in Walk(disk.first, after, POSIX, limits=EVERYTHING)}
+    losing = more_to_lose(disk.first, disk.events, after, POSIX)
+    walk = Walk(disk.first, after, POSIX, limits=EVERYTHING, losing=losing)
+    new = list(walk)
+    assert walk.coverage.exhaustive and new
+    assert {(state.digest, state.acks) for state in new} | before == everything
+    assert everything - before <= {(state.digest, state.acks) for state in new}
+    for state in new:
+        assert losing[state.cut] & set(state.lost)
+
+
+def test_what_dropping_a_sync_adds_is_counted_exactly() -> None:
+    disk = Disk()
+    disk.create("f", b"0" * 1024)
+    disk.start()
+    disk.write("f", 0, b"1" * 1024)
+    disk.fsync("f")
+    disk.chmod("f", 0o600)
+    after = [Step("dropped") if at == 1 else event for at, event in enumerate(disk.events)]
+    losing = more_to_lose(disk.first, disk.events, after, POSIX)
+    assert losing == {2: {(0, 0), (0, 1)}, 3: {(0, 0), (0, 1)}}
+    walk = Walk(disk.first, after, POSIX, limits=EVERYTHING, losing=losing)
+    # the mode is kept, and at least one of two sectors is lost
+    assert len(list(walk)) == 3
+    assert (walk.coverage.losses, walk.coverage.exhaustive) == (3, True)
