@@ -1,4 +1,4 @@
-"""The command line: run, list, replay, export, doctor.
+"""The command line: run, list, replay, export, doctor; `syncs` is in `cli_syncs`.
 
 Guarantees: every way out is one of the exit codes 0 (all as expected), 1 (violated), 2 (usage or
 configuration), 3 (inconclusive or a fault of the harness), 5 (nothing selected), 130 (interrupted), and
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from crashtest import __version__
+from crashtest.cli_syncs import syncs
 from crashtest.commandline import command_options, declaration, split
 from crashtest.errors import HarnessError, UsageError, quoted
 from crashtest.options import OBSERVATION, PATHS, SELECT, TIMEOUT, Duration, Jobs, Names, flat
@@ -452,6 +453,9 @@ def doctor() -> int:
 
     _quietly(all_of_them)
     return examination.exit_code(checks)
+
+
+cli.add_command(syncs)
 
 
 # --- the way out ----------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from crashtest.commands import Command, declare, name_of, plain_file
 from crashtest.errors import UsageError, quoted
 
 #: the commands of crashtest that take a command behind `--`
-TAKES_COMMAND = ("run",)
+TAKES_COMMAND = ("run", "syncs")
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str] | None]:

@@ -160,7 +160,7 @@ def subreaper() -> Check:
     return Check("subreaper", "missing", reason, means, f"run on Linux, or {_STEPS}", blocks=True)
 
 
-def _mount(path: Path, mounts: Path) -> tuple[str, set[str]]:
+def mount(path: Path, mounts: Path) -> tuple[str, set[str]]:
     """The type and options of the file system that `path` is on; "unknown" where it cannot be told."""
     best, kind, options = "", "unknown", ""
     with contextlib.suppress(OSError):
@@ -178,7 +178,7 @@ def _mount(path: Path, mounts: Path) -> tuple[str, set[str]]:
 def state(place: Path = Path("/dev/shm"), mounts: Path = Path("/proc/self/mounts")) -> Check:
     """Whether crash states can be kept in memory, and how many bytes are free there."""
     means = "crash states are kept on the disk, which is several times slower"
-    kind, options = _mount(place, mounts)
+    kind, options = mount(place, mounts)
     if kind != "tmpfs":
         return Check("state", "missing", f"{place} is no tmpfs ({kind})", means, f"mount -t tmpfs tmpfs {place}")
     try:

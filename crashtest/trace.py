@@ -41,6 +41,11 @@ KINDS = CHANGES | SYNCS
 PAGE = 4096
 
 
+def near(where: str) -> str:
+    """The innermost three frames of a place in the program: what a report shows of it."""
+    return " < ".join(where.split(" < ")[:3])
+
+
 class Op(NamedTuple):
     """One change or sync that took effect.
 
@@ -48,8 +53,8 @@ class Op(NamedTuple):
     rename and exchange the old one); dir2, name2: the new binding. offset, size: bytes. data: the bytes written,
     or the value of an extended attribute. mode: permission bits. text: a symlink's target, an attribute's name, or
     the type a mknod made. call: the system call. thread: a small number, in order of appearance. where: the code
-    line or the program. path, path2: the names as they were, for people. began: how many events had happened when
-    the call began.
+    line and its callers, or the program. path, path2: the names as they were, for people. began: how many events had
+    happened when the call began.
     """
 
     kind: str

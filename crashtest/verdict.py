@@ -38,6 +38,8 @@ class Violation(msgspec.Struct, kw_only=True):
     mixed: list[str] = []
     #: names below the state, after recovery, that no run without a crash leaves there
     left: list[str] = []
+    #: syncs whose effect was dropped from the record: the program itself does not break the guarantee there
+    without: list[str] = []
     hint: str = ""
     #: the operations of the sequence that showed it, in words, where they were drawn; else empty
     operations: list[str] = []

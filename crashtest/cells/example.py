@@ -15,7 +15,7 @@ from crashtest.cells.losses import Losses
 from crashtest.cells.plan import Cell, Plan, place, plan
 from crashtest.errors import quoted
 from crashtest.scenario import Scenario
-from crashtest.trace import Ack, Event, Op, from_plain
+from crashtest.trace import Ack, Event, Op, from_plain, near
 
 
 class Example:
@@ -179,7 +179,7 @@ class Example:
         if cell.inner:
             return self.inner_where.get(cell) or str(facts["inner_where"])
         known = self.events[cell.cut].where if cell.cut < len(self.events) and self._same_place(cell, facts) else ""
-        return known or str(facts["where"])
+        return near(known) or str(facts["where"])
 
     def cause(self, cell: Cell, facts: dict[str, Any]) -> str:
         """What makes two violations of a guarantee one: the same call at the same place in the program."""

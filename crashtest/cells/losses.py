@@ -69,7 +69,8 @@ class Losses:
         waiting, self._waiting = sorted(self._waiting, key=lambda told: told["number"]), []
         for told in waiting:
             lost = _names(told["lost"])
-            cell = Cell(told["cut"], "", 0, "group", model=self.model, lost=lost)
+            dropped = tuple(told.get("without", ()))
+            cell = Cell(told["cut"], "", 0, "group", model=self.model, lost=lost, without=dropped)
             untried = self.facts[told["tree"]]["skipped"]  # others timed out, so it was not recovered
             if untried:
                 self.untried += 1
@@ -173,7 +174,8 @@ class Losses:
 
 def late_cells(model: str, told: dict[str, Any]) -> list[Cell]:
     """The states in which something timed out: to be tried again when nothing else runs."""
-    cell = Cell(told["cut"], "", 0, "group", model=model, lost=_names(told["lost"]))
+    dropped = tuple(told.get("without", ()))
+    cell = Cell(told["cut"], "", 0, "group", model=model, lost=_names(told["lost"]), without=dropped)
     if told["timed_out"] and not told["outer"]:
         return [cell]
     inner = told["inner"] if told["outer"] else ()

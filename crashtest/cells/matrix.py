@@ -237,14 +237,21 @@ def _add_cause(found: dict[tuple[str, ...], Violation], example: Example, cause:
     if key in found:
         found[key].count += cause.number
         return
-    made = found[key] = _violation(example, cause.fault, cause.cell, cause.facts["acks"])
+    found[key] = violation_of(example, cause)
+
+
+def violation_of(example: Example, cause: Cause) -> Violation:
+    """A reduced loss as it is reported."""
+    made = _violation(example, cause.fault, cause.cell, cause.facts["acks"])
     made.count = cause.number
     _describe_state(made, example, cause.facts)
     made.point = place(example.events, cause.cell, cause.facts["before"], cause.facts.get("then", ""))
     story = cause.story
     made.where, made.lost, made.kept, made.barrier = story["where"], story["lost"], story["kept"], story["barrier"]
+    made.without = story["without"]
     if made.barrier:
         made.hint = f"missing: {made.barrier}{f', {made.where}' if made.where else ''}"
+    return made
 
 
 def _describe_state(made: Violation, example: Example, facts: dict[str, Any]) -> None:

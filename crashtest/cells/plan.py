@@ -41,6 +41,8 @@ class Cell(NamedTuple):
     lost: tuple[tuple[int, int], ...] = ()
     #: with a nested crash: the units that the first crash lost, where it was a power cut; None: it was a kill
     lost_first: tuple[tuple[int, int], ...] | None = None
+    #: syncs whose effect is dropped, by the number of their event in the run, or in the run and the recovery after it
+    without: tuple[int, ...] = ()
 
 
 class Plan(NamedTuple):
@@ -133,12 +135,14 @@ def example_id(ops: list[str] | None) -> str:
 
 
 def cell_id(name: str, example: str, cell: Cell, model: str) -> str:
-    """`path::function/EXAMPLE/POINT/MODEL/LOSS`."""
+    """`path::function/EXAMPLE/POINT/MODEL/LOSS`; POINT is the cut, `>` and the one in recovery, `-` and each sync that
+    is dropped."""
     point = f"{cell.cut}{_VARIANTS[cell.variant]}" + "".join(f">{cut}" for cut, _, _ in cell.inner)
     torn = [cell.torn, *(torn for _, _, torn in cell.inner)]
     loss = short_hash(f"torn at {torn}") if any(torn) else "none"
     if cell.lost or cell.lost_first:
         loss = short_hash(f"lost {cell.lost_first} {cell.lost}")
+    point += "".join(f"-{number}" for number in cell.without)
     return f"{name}/{example}/{point}/{model}/{loss}"
 
 

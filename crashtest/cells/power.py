@@ -10,7 +10,7 @@ sample within stated limits. Judges only to reduce a loss to the fewest changes;
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from crashtest.cells import judge
@@ -22,12 +22,14 @@ from crashtest.errors import HarnessError, quoted
 from crashtest.persist.models import Model, barrier, describe
 from crashtest.persist.states import Limits, Name, Walk, reduced, state_of, window_at
 from crashtest.persist.tree import Tree
-from crashtest.trace import SYNCS, Ack, Event, Op
+from crashtest.trace import SYNCS, Ack, Event, Op, Step, near
 
 #: seconds after which what has been found is sent
 TURN = 0.3
 #: units of which a story tells
 TOLD = 6
+#: how a step that stands for a dropped sync is described
+_DROPPED = "step without "
 
 
 class Bounds(NamedTuple):
@@ -104,14 +106,12 @@ class Power:
     def _nested(self, number: int, cuts: list[tuple[int, list[Name] | None, Tree]]) -> Iterator[dict[str, Any] | None]:
         """Recovery after a kill, and recovery after a power cut, each cut by the power in turn."""
         index, of = self.shard
-        kills = [
-            _over(self.cells.events, n) for n, e in enumerate(self.cells.events) if isinstance(e, Op) and e.changes
-        ]
+        kills = kill_cuts(self.cells.events)
         chosen: list[tuple[int, list[Name] | None, Tree]] = [
             (cut, None, self.cells.state(cut, 0)[0])
-            for cut in _telling(self.cells.events, kills, self.bounds.recoveries)[index::of]
+            for cut in telling(self.cells.events, kills, self.bounds.recoveries)[index::of]
         ]
-        chosen += _spread(cuts, self.bounds.recoveries // of)
+        chosen += spread(cuts, self.bounds.recoveries // of)
         self.nested_complete = max(len(kills), len(cuts) * of) <= self.bounds.recoveries
         for cut, lost, tree in chosen:
             told = self._cell(number, cut, lost or [], tree)
@@ -131,14 +131,14 @@ class Power:
         walk = Walk(root.first, root.events, self.model, limits=limits, seed=self.seed, begin=root.begin)
         for state in walk:
             self.nested += 1
-            found = self._settled(state.tree, acked)
+            found = self.settled(state.tree, acked)
             if not found["timed_out"]:
                 new.update(found["new"])
-            told = self._told_inner(root, state.cut, state.lost)
+            told = self.told_inner(root, state.cut, state.lost)
             yield {**told, "tree": found["tree"], "extra": found["extra"], "timed_out": found["timed_out"]}
         self.nested_complete = self.nested_complete and walk.coverage.exhaustive
 
-    def _told_inner(self, root: Root, at: int, lost: list[Name]) -> dict[str, Any]:
+    def told_inner(self, root: Root, at: int, lost: list[Name]) -> dict[str, Any]:
         """A power cut in recovery, without what came of it."""
         over = root.ended and at == len(root.events)
         event = root.events[at] if at < len(root.events) - root.ended else None
@@ -148,7 +148,7 @@ class Power:
             "shown": root.shown if over else None, "marks": _marks(root.events, lost),
         }  # fmt: skip
 
-    def _told(self, number: int, cut: int, lost: list[Name]) -> dict[str, Any]:
+    def told(self, number: int, cut: int, lost: list[Name]) -> dict[str, Any]:
         """A power cut in the run, without what came of it. outer: it is told for the cuts in its recovery only."""
         events = self.cells.events
         before, where = summary(events[cut] if cut < len(events) else None)
@@ -159,19 +159,22 @@ class Power:
 
     def _cell(self, number: int, cut: int, lost: list[Name], tree: Tree) -> dict[str, Any]:
         """Recover one state."""
-        told = self._told(number, cut, lost)
-        return {**told, **self._settled(tree, told["acks"])}
+        told = self.told(number, cut, lost)
+        return {**told, **self.settled(tree, told["acks"])}
 
-    def _settled(self, tree: Tree, acked: int, alone: bool = False) -> dict[str, Any]:
+    def settled(self, tree: Tree, acked: int, alone: bool = False) -> dict[str, Any]:
         """Recover a tree; nothing is remembered of it when anything timed out, unless it was alone."""
         cells = self.cells
         cells.bench.timed_out = False
         with cells.shallow(), cells.certain(alone):
             return cells.timed(cells.settle(tree, self.acks[:acked], alone=alone, on_disk=False), alone)
 
-    def root(self, cut: int, lost: list[Name] | None, tree: Tree) -> Root | None:
-        """Recovery of a tree, recorded; lost: None after a kill, when what was not synced can still be lost."""
-        made = self._recorded(tree)
+    def root(self, cut: int, lost: list[Name] | None, tree: Tree, stacks: bool = False) -> Root | None:
+        """Recovery of a tree, recorded; lost: None after a kill, when what was not synced can still be lost.
+
+        stacks: its events have their code lines, which takes longer.
+        """
+        made = self._recorded(tree, stacks)
         if made.trace is None or made.failure or made.timeout or made.trace.unmodelled:
             return None
         if made.proof:
@@ -185,12 +188,12 @@ class Power:
         number = sum(isinstance(e, Ack) for e in before) + 1
         return Root(first, [*before, *recovery, Ack(number)], shift, made.value, True)
 
-    def _recorded(self, tree: Tree) -> Restarted:
-        bench, batch = self.cells.bench, self.cells.batch(True)
+    def _recorded(self, tree: Tree, stacks: bool) -> Restarted:
+        bench, batch = self.cells.bench, None if stacks else self.cells.batch(True)
         for one in (batch, None):
             bench.restore(tree)
             try:
-                return bench.restart(None, tree, one)
+                return bench.restart(None, tree, one, stacks)
             except Unfit:
                 continue
         return Restarted("could not be recorded")
@@ -198,28 +201,32 @@ class Power:
     # -- one state again -----------------------------------------------------------------------------------------
 
     def find(self, asked: dict[str, Any]) -> tuple[Root, int, Tree]:
-        """The root, the cut in it, and the tree of a state that was told of. Raises `HarnessError`, or `Unfit`."""
-        whole = Root(self.cells.first, self.cells.events)
+        """The root, the cut in it, and the tree of a state that was told of. Raises `HarnessError`, or `Unfit`.
+
+        Where it is a state that dropping syncs adds, they are dropped in the root.
+        """
+        whole = Root(self.cells.first, without(self.cells.events, asked["without"] if not asked["path"] else ()))
         cut, lost, path = asked["cut"], asked["lost"], asked["path"]
         if not path:
             return whole, cut, state_of(whole.first, whole.events, cut, lost, self.model)
-        root = self.root(cut, asked["lost_first"], self._outer(asked))
+        root = self.root(cut, asked["lost_first"], self._outer(asked), stacks=bool(asked["without"]))
         if root is None:
             raise Unfit("recovery did not come to its end when it was to be cut by the power")
+        root = root._replace(events=without(root.events, asked["without"]))
         at = root.begin + path[-1][0]
         return root, at, state_of(root.first, root.events, at, lost, self.model)
 
     def again(self, asked: dict[str, Any]) -> dict[str, Any]:
         """One state, recovered in processes of its own with nothing remembered."""
         root, at, tree = self.find(asked)
-        facts = self._alone(root, at, tree, asked["cut"])
+        facts = {**self.alone(root, at, tree, asked["cut"]), "without": asked["without"]}
         if not asked["path"]:
-            return {**self._told(0, asked["cut"], asked["lost"]), **facts}
+            return {**self.told(0, asked["cut"], asked["lost"]), **facts}
         first = asked["lost_first"]
         told = self._cell(0, asked["cut"], first or [], self._outer(asked))
-        inner = {**self._told_inner(root, at, asked["lost"]), **facts, "path": asked["path"]}
+        inner = {**self.told_inner(root, at, asked["lost"]), **facts, "path": asked["path"]}
         new = {**told["new"], **facts["new"]}
-        return {**told, "new": new, "outer": True, "lost_first": first, "inner": [inner]}
+        return {**told, "new": new, "outer": True, "without": asked["without"], "lost_first": first, "inner": [inner]}
 
     def _outer(self, asked: dict[str, Any]) -> Tree:
         """The tree whose recovery is cut."""
@@ -228,23 +235,31 @@ class Power:
         cells = self.cells
         return state_of(cells.first, cells.events, asked["cut"], asked["lost_first"], self.model)
 
-    def _alone(self, root: Root, at: int, tree: Tree, cut: int) -> dict[str, Any]:
+    def alone(self, root: Root, at: int, tree: Tree, cut: int) -> dict[str, Any]:
         acked = sum(isinstance(e, Ack) for e in self.cells.events[:cut])
         self.cells.forget(tree.digest(), acked)
         over = root.ended and at == len(root.events)
-        found = self._settled(tree, acked, alone=True)
+        found = self.settled(tree, acked, alone=True)
         return {**found, "acks": acked, "shown": root.shown if over else None}
 
     def reduce(self, asked: dict[str, Any], guarantee: str, expected: judge.Expected) -> dict[str, Any]:
         """The fewest lost units with which a state still breaks the guarantee, told in words."""
         root, at, _ = self.find(asked)
+        made = self.reduce_at(root, at, asked["cut"], asked["lost"], guarantee, expected)
+        made["story"]["without"] = in_words(root.events, asked["without"])
+        return made
+
+    def reduce_at(
+        self, root: Root, at: int, cut: int, lost: list[Name], guarantee: str, expected: judge.Expected
+    ) -> dict[str, Any]:
+        """The same of a state of a root. cut: where the run was cut for it."""
 
         def bad(_: list[Name], tree: Tree) -> bool:
-            return guarantee in broken(self.cells, expected, self._alone(root, at, tree, asked["cut"]))
+            return guarantee in broken(self.cells, expected, self.alone(root, at, tree, cut))
 
-        lost = reduced(root.first, root.events, at, asked["lost"], self.model, bad)
+        lost = reduced(root.first, root.events, at, lost, self.model, bad)
         tree = state_of(root.first, root.events, at, lost, self.model)
-        facts = self._alone(root, at, tree, asked["cut"])
+        facts = self.alone(root, at, tree, cut)
         return {**facts, "lost": lost, "marks": _marks(root.events, lost), "story": self.story(root, at, lost)}
 
     def story(self, root: Root, at: int, lost: list[Name]) -> dict[str, Any]:
@@ -252,7 +267,7 @@ class Power:
         units = {unit.name: unit for unit in window_at(root.first, root.events, at, self.model)}
         gone = [units[name] for event, part in lost for name in [(event, part)]]
         if not gone:
-            return {"lost": [], "kept": [], "barrier": "", "where": ""}
+            return {"lost": [], "kept": [], "barrier": "", "where": "", "without": []}
         words = [f"{describe(unit)}{_in(unit.op.where)}" for unit in gone[:TOLD]]
         words += [f"and {len(gone) - TOLD} more"] if len(gone) > TOLD else []
         taken = {unit.event for unit in gone}
@@ -277,6 +292,7 @@ class Power:
         between += f"{' and ' if between else ''}before {_line(until)}" if until and until != place else ""
         return {
             "lost": words, "kept": kept, "barrier": " and ".join(dict.fromkeys(barriers)), "where": between,
+            "without": [],
         }  # fmt: skip
 
 
@@ -285,6 +301,28 @@ def broken(cells: Cells, expected: judge.Expected, facts: dict[str, Any]) -> set
     tree = facts["new"].get(facts["tree"]) or cells.known[facts["tree"]]
     _, found = judge.faults(cells.bench.scenario, expected, tree, facts["acks"], facts["extra"], facts["shown"])
     return {fault.guarantee for fault in found}
+
+
+def without(events: Sequence[Event], numbers: Iterable[int]) -> list[Event]:
+    """The same events with the effect of these syncs dropped; every other one keeps its number.
+
+    Raises `HarnessError` when one of them is no sync.
+    """
+    made = list(events)
+    for number in numbers:
+        op = made[number] if number < len(made) else None
+        if not isinstance(op, Op) or op.kind not in SYNCS:
+            raise HarnessError(
+                f"event {number} of the trace is no sync, so its effect cannot be dropped; record it again"
+            )
+        made[number] = Step(f"without {op.describe()}", op.thread, op.where)
+    return made
+
+
+def in_words(events: Sequence[Event], numbers: Iterable[int]) -> list[str]:
+    """Syncs for people, dropped or not: `fsync(config), in app.py:12 in save`."""
+    syncs = [events[number] for number in numbers]
+    return [f"{sync.describe().removeprefix(_DROPPED)}{_in(getattr(sync, 'where', ''))}" for sync in syncs]
 
 
 def _in(where: str) -> str:
@@ -300,7 +338,12 @@ def _marks(events: list[Event], lost: list[Name]) -> list[str]:
     """The calls, with their places in the program, that issued what was lost: what makes two losses alike."""
     found = {event for event, _ in lost}
     ops = [op for number in sorted(found) if isinstance(op := events[number], Op)]
-    return sorted({f"{op.call} {op.where}" for op in ops})
+    return sorted({f"{op.call} {near(op.where)}" for op in ops})
+
+
+def kill_cuts(events: list[Event]) -> list[int]:
+    """The cuts right after a change, at which a kill leaves something to be lost later."""
+    return [_over(events, n) for n, e in enumerate(events) if isinstance(e, Op) and e.changes]
 
 
 def _over(events: list[Event], number: int) -> int:
@@ -311,16 +354,16 @@ def _over(events: list[Event], number: int) -> int:
     return number + 1 + whole
 
 
-def _telling(events: list[Event], cuts: list[int], number: int) -> list[int]:
+def telling(events: list[Event], cuts: list[int], number: int) -> list[int]:
     """At most so many of the cuts after a change: those first that no change follows, but a sync, a step or an ack. A
     kill there leaves most to be lost later; one between two changes leaves a part of it."""
     last = [cut for cut in cuts if not (cut < len(events) and isinstance(e := events[cut], Op) and e.changes)]
     others = [cut for cut in cuts if cut not in last]
-    chosen = _spread(last, number)
-    return sorted(chosen + _spread(others, number - len(chosen))) if number > len(chosen) else chosen
+    chosen = spread(last, number)
+    return sorted(chosen + spread(others, number - len(chosen))) if number > len(chosen) else chosen
 
 
-def _spread(items: list[Any], number: int) -> list[Any]:
+def spread(items: list[Any], number: int) -> list[Any]:
     """At most so many of them, evenly spread."""
     if len(items) <= number:
         return items

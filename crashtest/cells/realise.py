@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,7 +24,7 @@ from crashtest.observe.stacks import DESCRIPTOR
 from crashtest.observe.syscalls import Recorder
 from crashtest.persist.tree import Tree, remove
 from crashtest.scenario import Scenario
-from crashtest.trace import Event, Trace
+from crashtest.trace import Event, Trace, near
 from crashtest.values import canonical, parse
 
 if TYPE_CHECKING:
@@ -273,8 +274,8 @@ class Bench:
         """Run recover, observe or glance on what is on disk, in a process of its own."""
         return self._part(name)
 
-    def _recovered(self, tree: Tree) -> Restarted:
-        return self.recover_on(tree)[0]
+    def _recovered(self, tree: Tree, stacks: bool) -> Restarted:
+        return self.recover_on(tree, stacks=stacks)[0]
 
     def glance(self, batch: Batch | None = None) -> Restarted:
         """What a reader sees before recovery; a glance that changes a file is a `UsageError`."""
@@ -286,7 +287,11 @@ class Bench:
         return seen
 
     def restart(
-        self, known: dict[str, str] | None = None, record: Tree | None = None, batch: Batch | None = None
+        self,
+        known: dict[str, str] | None = None,
+        record: Tree | None = None,
+        batch: Batch | None = None,
+        stacks: bool = False,
     ) -> Restarted:
         """Recover and observe what is on disk, each in a fresh process, or both in that of `batch`.
 
@@ -296,7 +301,7 @@ class Bench:
         """
         assert self.scenario.do_observe is not None
         part: Callable[[str], Restarted] = self.part if batch is None else batch.part
-        recover_on = self._recovered if batch is None else batch.recover_on
+        recover_on = partial(self._recovered, stacks=stacks) if batch is None else batch.recover_on
         recovered = Restarted()
         if self.scenario.do_recover is None and record is None:
             seen = part("observe")
@@ -361,8 +366,12 @@ class Bench:
         stacks: bool = False,
         crash: Crash | None = None,
         keep_acked: bool = False,
+        timed: bool = False,
     ) -> tuple[Ran, Supervision]:
-        """Run the workload on a fresh copy of `first`. With a "late" crash its children are still held."""
+        """Run the workload on a fresh copy of `first`. With a "late" crash its children are still held.
+
+        timed: syncs are made and timed (`Supervision.took`), where the bench's directory is.
+        """
         inodes = self.restore(first)
         kept: list[Tree] = []
         shadow = first.copy() if record and self.program else None
@@ -371,7 +380,7 @@ class Bench:
             options["make_recorder"] = lambda channels: Recorder(self.state, shadow, dict(inodes), channels)
             options["stacks"] = stacks
         if record:
-            options.update(observed=shadow is not None, steps=True, crash=crash)
+            options.update(observed=shadow is not None, steps=True, crash=crash, timed=timed)
         if keep_acked:
             options["on_ack"] = lambda: kept.append(self.capture())
         options.update(ack_line=self.scenario.ack_line, driven=self.scenario.driven)
@@ -419,4 +428,4 @@ def summary(event: Event | None) -> tuple[str, str]:
     """(what was about to happen, where) for a report."""
     if event is None:
         return "", ""
-    return event.describe(), event.where
+    return event.describe(), near(event.where)

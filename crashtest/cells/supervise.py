@@ -25,6 +25,7 @@ from crashtest.observe.finding import Message, Pending
 from crashtest.observe.listener import Stop
 from crashtest.observe.process import Processes, alive, children
 from crashtest.observe.stacks import RESTART, Stacks
+from crashtest.observe.syncs import time_sync
 from crashtest.observe.syscalls import Recorder
 from crashtest.trace import SYNCS, Ack, Event, Step, Trace
 from crashtest.values import canonical
@@ -150,8 +151,11 @@ class Supervision:
         in_turns: bool = False,
         ack_line: str | None = None,
         driven: bool = False,
+        timed: bool = False,
     ) -> None:
         self.out = Outcome()
+        #: seconds that each fsync and fdatasync took, by the number of its event; None: they are not made
+        self.took: dict[int, float] | None = {} if timed else None
         self.crash = crash
         self._deadline = time.monotonic() + deadline
         self._control = control
@@ -395,6 +399,8 @@ class Supervision:
         if self.crash is not None and at >= self.crash.cut and self._due(at, made):
             self._strike(stop, made, where)
         elif isinstance(made, Pending) and made.op.kind in SYNCS:
+            if self.took is not None and (seconds := time_sync(stop, made.op.kind)) is not None:
+                self.took[at] = seconds
             if listener.pretend(stop, 0):
                 recorder.synced(made)
         elif isinstance(made, Pending):

@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from crashtest import wire
+from crashtest.cells.barriers import Mending
+from crashtest.cells.drops import Drops, syncs_of
 from crashtest.cells.forker import BecomeForker, become, end_all
 from crashtest.cells.judge import Expected
 from crashtest.cells.power import Bounds, Power
@@ -52,6 +54,8 @@ class Zygote:
         self.bench: Bench | None = None
         self.cells: Cells | None = None
         self.power: Power | None = None
+        #: by model
+        self.drops: dict[str, Drops] = {}
 
     def serve(self) -> None:
         while True:
@@ -88,6 +92,7 @@ class Zygote:
         if self.cells is not None:
             self.cells.close()
             self.cells = self.power = None
+            self.drops.clear()
         if self.bench is None or self.bench.scenario is not scenario:
             if self.bench is not None:
                 self.bench.close()
@@ -142,6 +147,35 @@ class Zygote:
         assert self.cells is not None
         expected = Expected(self.cells.states, request["names"], request["glances"])
         return self._power(request, (0, 1)).reduce(request["cell"], request["guarantee"], expected)
+
+    def do_syncs(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Get ready to drop syncs from the record, and to add some; which places issue them."""
+        assert self.cells is not None
+        expected = Expected(self.cells.states, request["names"], request["glances"])
+        model = MODELS[request["model"]]
+        drops = self.drops[model.name] = Drops(self.cells, model, request["losses"], request["seed"], expected)
+        return {"sites": drops.sites(), "recoveries": len(drops.roots) - 1}
+
+    def do_syncs_drop(self, request: dict[str, Any]) -> dict[str, Any]:
+        dropped, weakened, asked = (
+            {(key, ordinal) for key, ordinal in request[name]} for name in ("dropped", "weakened", "asked")
+        )
+        return self.drops[request["model"]].drop(dropped, weakened, asked, request["weaker"])
+
+    def do_syncs_missing(self, request: dict[str, Any]) -> dict[str, Any]:
+        return Mending(self.drops[request["model"]]).missing()
+
+    def do_measure(self, request: dict[str, Any]) -> dict[str, Any]:
+        """How long each sync of the workload takes, run by run: (its place, its ordinal there, seconds)."""
+        bench = self._open(request)
+        first = bench.first_state()
+        runs = []
+        for _ in range(request["runs"]):
+            ran, supervision = bench.run(first, request["ops"] or [], record=True, stacks=True, timed=True)
+            events = ran.outcome.trace.events
+            took = supervision.took or {}
+            runs.append([[*sync, took[at]] for at, sync in syncs_of(events, len(events)).items() if at in took])
+        return {"runs": runs}
 
     def _power(self, request: dict[str, Any], shard: tuple[int, int]) -> Power:
         assert self.cells is not None

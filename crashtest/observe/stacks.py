@@ -36,6 +36,8 @@ SIGNAL = int(getattr(signal, "SIGRTMAX", signal.SIGUSR2)) - 1 if sys.platform ==
 DESCRIPTOR = 4095
 #: with this error the kernel makes a call anew after the signal's handler has run (linux/errno.h, ERESTARTNOINTR)
 RESTART = 513
+#: frames of the user's code that are kept: two syncs in one helper are told apart by who called it
+FRAMES = 8
 _TGKILL = {"x86_64": 234, "aarch64": 131}
 _BIT = 1 << (SIGNAL - 1) if SIGNAL else 0
 
@@ -113,7 +115,7 @@ def code_line(stack: str) -> str:
         frame = _frame(line)
         if frame:
             frames.append(frame)
-            if len(frames) == 3:
+            if len(frames) == FRAMES:
                 break
     return " < ".join(frames)
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 
 from crashtest.observe.finding import Call, Finder, Handler, Pending, number, signed
+from crashtest.observe.listener import Stop
 from crashtest.trace import PAGE, Op
 
 _ALL_SYNC_FLAGS = 0x07  # SYNC_FILE_RANGE_WAIT_BEFORE, _WRITE, _WAIT_AFTER
@@ -95,6 +97,28 @@ class Syncs:
         except OSError:
             pass
         return found
+
+
+def time_sync(stop: Stop, kind: str) -> float | None:
+    """Make the fsync or fdatasync of a stopped thread in its place, on the same file; the seconds it took.
+
+    None for other calls, and when the file cannot be opened for reading.
+    """
+    make = {"fsync": os.fsync, "fdatasync": os.fdatasync}.get(kind)
+    if make is None:
+        return None
+    try:
+        fd = os.open(f"/proc/{stop.thread}/fd/{number(stop.args[0])}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        began = time.perf_counter()
+        make(fd)
+        return time.perf_counter() - began
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
 
 
 def _done(call: Call, ops: list[Op]) -> Pending:

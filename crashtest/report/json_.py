@@ -1,9 +1,9 @@
-"""`result.json`: the result of a run for other programs.
+"""`result.json`, `syncs.json`: what was found, for other programs.
 
 Guarantees: the file is the whole result or not there at all, also after a crash of this machine (a
 temporary file, fsync, rename, fsync of the directory); it is valid UTF-8 JSON whatever the names in it hold
-(an undecodable byte is written as a backslash escape); field names are those of `crashtest.verdict`, which
-is a contract. Does not keep earlier results.
+(an undecodable byte is written as a backslash escape); field names are those of `crashtest.verdict`
+and `crashtest.explore.syncs`, which are a contract. Does not keep earlier results.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-
-from crashtest.verdict import RunResult
 
 NAME = "result.json"
 
@@ -31,7 +29,7 @@ def _valid(value: Any) -> Any:
     return value
 
 
-def encode(result: RunResult) -> bytes:
+def encode(result: msgspec.Struct) -> bytes:
     """The result as indented JSON with a final newline."""
     try:
         text = msgspec.json.encode(result)
@@ -46,12 +44,12 @@ def discard(directory: Path) -> None:
         (directory / NAME).unlink()
 
 
-def write(result: RunResult, directory: Path) -> Path:
-    """Write `directory/result.json` and give its path. Makes the directory. Raises `OSError`."""
+def write(result: msgspec.Struct, directory: Path, name: str = NAME) -> Path:
+    """Write the file below the directory, which is made, and give its path. Raises `OSError`."""
     content = encode(result)
     directory.mkdir(parents=True, exist_ok=True)
-    target = directory / NAME
-    temporary = directory / f".{NAME}.{os.getpid()}.tmp"
+    target = directory / name
+    temporary = directory / f".{name}.{os.getpid()}.tmp"
     try:
         with open(temporary, "wb") as file:
             file.write(content)

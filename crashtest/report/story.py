@@ -105,6 +105,8 @@ def full(violation: Violation, report_dir: Path | None) -> Iterator[Line]:
 
 def losses(violation: Violation) -> Iterator[Line]:
     """What a power cut took away, what it left that came later, and the sync that is missing between the two."""
+    for sync in violation.without:
+        yield field("without", safe(sync))
     for lost in violation.lost:
         yield field("lost", safe(lost), "bold")
     for kept in violation.kept:

@@ -459,7 +459,7 @@ def _reap_orphans(known: set[int]) -> None:
 
 
 @contextlib.contextmanager
-def _guarded() -> Iterator[None]:
+def guarded() -> Iterator[None]:
     """Orphans come to this process, and a SIGTERM ends the run the way Ctrl-C does."""
     subreaper = bpf.is_subreaper()
     known = {process.pid for process in psutil.Process().children()}
@@ -523,7 +523,7 @@ def run_jobs(
 ) -> RunResult:
     """only: just these cells (nothing is stored then). keep: whether violations are stored."""
     began = time.monotonic()
-    with _guarded():
+    with guarded():
         directory = RunDirectory()
         try:
             words = "seccomp" if seccomp else "steps"

@@ -23,10 +23,13 @@ BASE = "CRASHTEST_STATE_DIR"
 
 
 class RunDirectory:
-    """One run's directory. `path`: absolute; `token`: what is in its processes' environment; `owner`: the lock's fd."""
+    """One run's directory. `path`: absolute; `token`: what is in its processes' environment; `owner`: the lock's fd.
 
-    def __init__(self) -> None:
-        base, self.note = _base()
+    place: where it is made, instead of where all runs keep their states. Raises `HarnessError`.
+    """
+
+    def __init__(self, place: str = "") -> None:
+        base, self.note = _base(place)
         self.token = secrets.token_hex(8)
         self.path = f"{base}/run-{self.token}"
         gate = os.open(f"{base}/gate", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -49,10 +52,12 @@ class RunDirectory:
         os.close(self.owner)
 
 
-def _base() -> tuple[str, str]:
-    """The directory all runs of this user share, and a word when it is not on tmpfs."""
+def _base(place: str = "") -> tuple[str, str]:
+    """The directory all runs of this user share there, and a word when it is not on tmpfs."""
     note = ""
-    root = os.environ.get(BASE, "/dev/shm")
+    root = place or os.environ.get(BASE, "/dev/shm")
+    if place and not (os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK)):
+        raise HarnessError(f"{quoted(place)} is no directory that can be written to; name another one")
     if root != "/dev/shm" and not os.path.isdir(root):
         raise HarnessError(f"{BASE} names {quoted(root)}, which is no directory; make it, or leave the variable out")
     if not (os.path.isdir(root) and os.access(root, os.W_OK | os.X_OK)):

@@ -70,6 +70,8 @@ class Record(msgspec.Struct, kw_only=True):
     #: a power cut: the units it lost, by name; and those that the first of two crashes lost, None if it was a kill
     lost: list[tuple[int, int]] = []
     lost_first: list[tuple[int, int]] | None = None
+    #: syncs whose effect is dropped, by the number of their event
+    without: list[int] = []
     depth: int = 2
     observation: str = ""
     timeout: float = 0.0
@@ -97,7 +99,7 @@ class Record(msgspec.Struct, kw_only=True):
             return Cell(0, "", 0, "group", model=self.model)
         cut, kind, torn, variant, inner = self.cell
         first = None if self.lost_first is None else tuple(self.lost_first)
-        return Cell(cut, kind, torn, variant, tuple(inner), self.model, tuple(self.lost), first)
+        return Cell(cut, kind, torn, variant, tuple(inner), self.model, tuple(self.lost), first, tuple(self.without))
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------
@@ -144,6 +146,7 @@ def _record(job: Job, violation: Violation, settings: Settings, project: _Projec
         changed=project.changed, seed=settings.seed, ops=example.ops,
         cell=None if cell is None else (*cell[:4], list(cell.inner)), depth=job.depth,
         lost=[] if cell is None else list(cell.lost),
+        without=[] if cell is None else list(cell.without),
         lost_first=None if cell is None or cell.lost_first is None else list(cell.lost_first),
         observation="seccomp" if example.seccomp else "steps", timeout=settings.timeout, acked=violation.acked,
         point=violation.point, where=violation.where, wanted=violation.wanted, observed=violation.observed,
@@ -293,7 +296,10 @@ def _problem(record: Record) -> str:
     if record.cell is not None:
         cut, _, torn, variant, inner = record.cell
         lost = [n for name in [*record.lost, *(record.lost_first or [])] for n in name]
-        if variant not in _VARIANTS or min([cut, torn, *lost, *(n for c, _, t in inner for n in (c, t))]) < 0:
+        if (
+            variant not in _VARIANTS
+            or min([cut, torn, *lost, *record.without, *(n for c, _, t in inner for n in (c, t))]) < 0
+        ):
             return "its cell is no place of a crash"
     return ""
 

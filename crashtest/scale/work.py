@@ -16,7 +16,7 @@ from crashtest.cells.plan import Cell
 from crashtest.config import Settings
 from crashtest.scale.jobs import Task
 from crashtest.scale.slot import Slot
-from crashtest.trace import Step
+from crashtest.trace import Step, near
 
 
 def do(slot: Slot, task: Task, settings: Settings, tell: Callable[[Task], None], over: Callable[[], bool]) -> None:
@@ -86,7 +86,7 @@ def _cut(
         cell = task.cells[0] if task.fault is None else task.fault[1]
         request["cell"] = {
             "cut": cell.cut, "lost": list(cell.lost), "path": [list(place) for place in cell.inner],
-            "lost_first": None if cell.lost_first is None else list(cell.lost_first),
+            "lost_first": None if cell.lost_first is None else list(cell.lost_first), "without": list(cell.without),
         }  # fmt: skip
         if task.fault is not None:
             reduced = {"guarantee": task.fault[0].guarantee, "names": example.prepared["names"]}
@@ -110,5 +110,5 @@ def _told(example: Example, cell: Cell) -> dict[str, Any]:
     return {
         "end": "killed", "problem": "", "events": cell.cut, "step": event.name if isinstance(event, Step) else "",
         "proof": [], "proved": False, "strays": [], "outside": [],
-        "before": event.describe() if event else "", "where": event.where if event else "",
+        "before": event.describe() if event else "", "where": near(event.where) if event else "",
     }  # fmt: skip
