@@ -105,7 +105,9 @@ class Drops:
         starts += spread([cut for cut in cuts if cut[1]], RECOVERIES)
         for cut, lost, tree in starts:
             root = self.power.root(cut, lost, tree, stacks=True)
-            if root is not None and judge.state_fault(self.expected.states, self._acked(cut), root.shown) is None:
+            if root is None:
+                continue
+            if not root.ended or judge.state_fault(self.expected.states, self._acked(cut), root.shown) is None:
                 yield Rooted(root, syncs_of(root.events, root.begin), cut, lost)
 
     def _acked(self, cut: int) -> int:

@@ -273,7 +273,7 @@ def analyse(scenario: Scenario, file: Path, settings: Settings, place: str, tell
 def _analyse(job: Job, settings: Settings, team: Team, made: SyncsResult, tell: Callable[[str], None]) -> None:
     sites: dict[str, _Site] = {}
     for ops in job.sequences:
-        example = Example(job.scenario, ops, team.single("prepare", ops, once=False), True)
+        example = Example(job.scenario, ops, team.prepare(ops), True)
         made.reason = made.reason or example.reason or example.harness_error
         if made.reason:
             made.exit = 3
@@ -390,7 +390,7 @@ def _measure(job: Job, settings: Settings, place: str, made: SyncsResult) -> Non
     try:
         team = Team(1, directory, job, settings)
         try:
-            runs = team.single("measure", job.sequences[0], runs=RUNS)["runs"]
+            runs = team.measure(job.sequences[0], RUNS)
         finally:
             team.close()
     finally:

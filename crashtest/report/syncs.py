@@ -205,8 +205,7 @@ def _end(result: SyncsResult) -> Iterator[Line]:
     for note in result.notes:
         yield (("note: ", "dim"), (safe(note), ""))
     if result.disk:
-        times = "times are those of one call, until its thread was seen again, the median of 3 runs"
-        yield ((f"{times}, in {safe(result.disk)}", "dim"),)
+        yield ((f"times: one sync in the place of the program's, the median of 3 runs, in {safe(result.disk)}", "dim"),)
     yield ((f"claimed: {', '.join(map(safe, result.guarantees))}", "dim"),)
     counts = [f"{kinds[verdict]} {verdict.partition(' by ')[0]}" for verdict in _STYLE if kinds[verdict]]
     counts.append(f"{len(result.missing)} missing")

@@ -7,6 +7,7 @@ anew with a process for each.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
@@ -39,21 +40,28 @@ class Team:
     def close(self) -> None:
         for slot in self._slots:
             slot.hang_up()
+        # by the threads that started them: a zygote is told when the thread that did has ended
+        wait([self._threads.submit(slot.close) for slot in self._slots])
         self._threads.shutdown()
-        for slot in self._slots:
-            slot.close()
         end_strays(self._directory.token)
 
-    def single(self, do: str, ops: list[str] | None, **more: Any) -> dict[str, Any]:
-        """A question to one of them that needs no example: "prepare", "measure"."""
+    def prepare(self, ops: list[str] | None) -> dict[str, Any]:
+        """The runs without a crash."""
+        return self._alone(lambda slot: slot.prepare(self._job.scenario, ops, self._timeout))
 
-        def ask() -> dict[str, Any]:
-            slot = self._slots[0]
-            slot.open(self._job.scenario, self._job.file)
-            return slot.ask({**slot.request(do, self._job.scenario, ops, self._timeout), **more})
+    def measure(self, ops: list[str] | None, runs: int) -> list[list[list[Any]]]:
+        """The times that the syncs of the workload take, run by run (`zygote.do_measure`)."""
+        request = {**self._slots[0].request("measure", self._job.scenario, ops, self._timeout), "runs": runs}
+        found: list[list[list[Any]]] = self._alone(lambda slot: slot.ask(request))["runs"]
+        return found
+
+    def _alone(self, ask: Callable[[Slot], dict[str, Any]]) -> dict[str, Any]:
+        def first() -> dict[str, Any]:
+            self._slots[0].open(self._job.scenario, self._job.file)
+            return ask(self._slots[0])
 
         try:
-            return self._threads.submit(ask).result()
+            return self._threads.submit(first).result()
         except wire.Closed:
             raise HarnessError("the zygote of this scenario died") from None
 

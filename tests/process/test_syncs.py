@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from crashtest.cli import main
 from crashtest.config import Settings
 from crashtest.explore.syncs import NEEDED, NOT_NEEDED, NOT_REACHED, SyncsResult, SyncVerdict, analyse
 from crashtest.report.story import plain
@@ -171,6 +173,19 @@ def test_an_fdatasync_will_not_do_where_the_mode_matters(write_scenario: Write, 
     assert (sync.verdict, sync.weaker) == (NEEDED, "")
     (other,) = [one for one in made.syncs if one is not sync]
     assert (other.verdict, other.call) == (NOT_REACHED, "fdatasync") and other.where.endswith(" in unused")
+
+
+def test_the_syncs_of_a_command_are_judged(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "a").write_text("old")
+    words = ["--state", str(tmp_path / "state"), "--report-dir", str(tmp_path / "report"), "--seed", "1"]
+    shell = "echo new > b && sync b && mv b a"
+    assert main(["syncs", *words, "--depth", "1", "--report", "json", "--", "sh", "-c", shell]) == 1
+    told = capfd.readouterr().out
+    assert "fsync of the directory ., after mv b a" in told and "exit 1: a sync is missing" in told
+    written = json.loads((tmp_path / "report" / "syncs.json").read_bytes())
+    assert [(sync["where"], sync["verdict"]) for sync in written["syncs"]] == [("sync b", NEEDED)]
+    assert written["missing"][0]["barriers"] == ["fsync of the directory ., after mv b a"]
 
 
 @pytest.mark.slow
