@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from crashtest.scenario import Run, Scenario
+from crashtest.scenario import Run, Scenario, scenario
 
 FILES = ("a", "b", "c")
 OLD = {name: b"old %s\n" % name.encode() for name in FILES}
@@ -57,7 +57,7 @@ def observe(directory: Path) -> dict[str, bytes]:
     return contents(str(directory))
 
 
-THREE_FILES = Scenario(three_files, setup=OLD)
+THREE_FILES: Scenario = scenario(three_files, setup=OLD)
 THREE_FILES.recover(recover)
 THREE_FILES.observe(observe)
 
@@ -88,7 +88,7 @@ def pwrites(run: Run) -> None:
     run.ack(pwrites_timed(f"{run.dir}/data", run.ops[0]))
 
 
-PWRITES = Scenario(pwrites, setup={"data": bytes(64)})
+PWRITES: Scenario = scenario(pwrites, setup={"data": bytes(64)})
 PWRITES.observe(observe)
 
 
@@ -115,5 +115,5 @@ def git_commit(run: Run) -> None:
     run.ack(time.perf_counter_ns() - began)
 
 
-GIT_COMMIT = Scenario(git_commit, setup=make_repository)
+GIT_COMMIT: Scenario = scenario(git_commit, setup=make_repository)
 GIT_COMMIT.observe(lambda directory: None)

@@ -21,13 +21,13 @@ from typing import Any, NamedTuple
 from crashtest.cells.forker import Forker, forkers
 from crashtest.errors import HarnessError
 from crashtest.observe import bpf
-from crashtest.observe.finding import Message, Pending
+from crashtest.observe.finding import Message, Pending, Sync
 from crashtest.observe.listener import Stop
 from crashtest.observe.process import Processes, alive, children
 from crashtest.observe.stacks import RESTART, Stacks
 from crashtest.observe.syncs import time_sync
 from crashtest.observe.syscalls import Recorder
-from crashtest.trace import SYNCS, Ack, Event, Step, Trace
+from crashtest.trace import Ack, Event, Step, Trace
 from crashtest.values import canonical
 
 _EXECS = frozenset(number for number, name in bpf.call_names().items() if name.startswith("exec"))
@@ -213,7 +213,8 @@ class Supervision:
         return self.out
 
     def _loop(self) -> None:
-        listener = self._listener
+        listener, poll = self._listener, self._poller.poll
+        listening = -1 if listener is None else listener.fd
         early, self._forker.early = self._forker.early, []
         for first in early:
             self._stopped(first)
@@ -225,14 +226,17 @@ class Supervision:
                 self.out.end = "timeout"
                 self._kill_group()
                 return
-            wait = 0.02 if self._worker_gone or self._later else min(1.0, left + 0.001)
-            if self._on_lock is not None:
+            wait = 1.0 if left > 1 else left + 0.001
+            if self._worker_gone or self._later:
+                wait = 0.02
+            elif self._on_lock is not None:
                 wait = min(wait, 0.5)
-            ready = self._poller.poll(wait, 8)
+            ready = poll(wait, 8)
             if not ready:
                 self._nothing_came()
             for fd, flags in ready:
-                if listener is not None and fd == listener.fd and flags & select.EPOLLIN:
+                if fd == listening and flags & select.EPOLLIN:
+                    assert listener is not None
                     stop = listener.receive()
                     if stop is not None:
                         self._stopped(stop)
@@ -336,9 +340,9 @@ class Supervision:
         if recorder is None:
             self._unrecorded(stop)
             return
-        where = None
+        thread, where = stop.thread, None
         if stacks is not None and stacks.asked:
-            if stop.thread != stacks.asked:
+            if thread != stacks.asked:
                 self._later.append(stop)
                 return
             if stacks.writes(stop):
@@ -347,20 +351,18 @@ class Supervision:
             where = stacks.told()
         if not recorder.ready(stop):
             self._settle(stop)
-        place = where
-        if place is None:
-            place = self._places.get(stop.thread)
-            if place is None and stop.number not in _EXECS:
-                place = self._places[stop.thread] = self._place(stop.thread)
+        place = self._places.get(thread) if where is None else where
+        if place is None and stop.number not in _EXECS:
+            place = self._places[thread] = self._place(thread)
         made = recorder.decode(stop, place or "")
         if made is None:
             if stop.number in _EXECS:
                 self._places.clear()
             self._lock(stop)
             listener.let_go(stop)
-        elif isinstance(made, Message) and self._quiet(made):
+        elif type(made) is Message and self._quiet(made):
             listener.let_go(stop)
-        elif stacks is not None and where is None and stacks.ask(stop.thread):
+        elif stacks is not None and where is None and stacks.ask(thread):
             listener.fail(stop, RESTART)
         else:
             self._event(stop, made, place or "")
@@ -393,12 +395,12 @@ class Supervision:
         """An event is about to happen: kill before it, or let it happen and record it."""
         recorder, listener = self.recorder, self._listener
         assert recorder is not None and listener is not None
-        at = len(recorder.events)
+        at, crash = len(recorder.events), self.crash
         if self._stacks is not None and self._has_company(stop.thread):
             self.out.company.append(at)
-        if self.crash is not None and at >= self.crash.cut and self._due(at, made):
+        if crash is not None and at >= crash.cut and self._due(at, made):
             self._strike(stop, made, where)
-        elif isinstance(made, Pending) and made.op.kind in SYNCS:
+        elif isinstance(made, Sync):
             if self.took is not None and (seconds := time_sync(stop, made.op.kind)) is not None:
                 self.took[at] = seconds
             if listener.pretend(stop, 0):

@@ -11,7 +11,7 @@ import os
 import stat
 from collections.abc import Callable
 
-from crashtest.observe.finding import Call, Finder, Handler, Pending, number
+from crashtest.observe.finding import Call, Finder, Pending, number
 from crashtest.observe.places import AT_FDCWD
 from crashtest.observe.process import Gone
 from crashtest.trace import Op
@@ -25,35 +25,6 @@ class Attributes:
     def __init__(self, finder: Finder) -> None:
         self.finder = finder
         self.state = finder.state
-
-    def handlers(self) -> dict[str, Handler]:
-        changed, times, xattr, target = self._changed, self._times, self._xattr, self._target
-        return {
-            "chmod": lambda c: changed(c, "chmod", target(c, AT_FDCWD, c.args[0])),
-            "fchmod": lambda c: changed(c, "chmod", target(c, c.args[0], 0, empty=True)),
-            "fchmodat": lambda c: changed(c, "chmod", target(c, c.args[0], c.args[1])),
-            "fchmodat2": lambda c: changed(c, "chmod", self._target_at(c, c.args[3])),
-            "chown": lambda c: changed(c, "chown", target(c, AT_FDCWD, c.args[0])),
-            "lchown": lambda c: changed(c, "chown", target(c, AT_FDCWD, c.args[0], _AT_SYMLINK_NOFOLLOW)),
-            "fchown": lambda c: changed(c, "chown", target(c, c.args[0], 0, empty=True)),
-            "fchownat": lambda c: changed(c, "chown", self._target_at(c, c.args[4])),
-            "utime": lambda c: times(c, target(c, AT_FDCWD, c.args[0])),
-            "utimes": lambda c: times(c, target(c, AT_FDCWD, c.args[0])),
-            "futimesat": lambda c: times(c, target(c, c.args[0], c.args[1], 0, empty=True)),
-            "utimensat": lambda c: times(c, target(c, c.args[0], c.args[1], c.args[3], empty=True)),
-            "setxattr": lambda c: xattr(c, "setxattr", target(c, AT_FDCWD, c.args[0]), c.args[1]),
-            "lsetxattr": lambda c: xattr(
-                c, "setxattr", target(c, AT_FDCWD, c.args[0], _AT_SYMLINK_NOFOLLOW), c.args[1]
-            ),
-            "fsetxattr": lambda c: xattr(c, "setxattr", target(c, c.args[0], 0, empty=True), c.args[1]),
-            "setxattrat": lambda c: xattr(c, "setxattr", self._target_at(c, c.args[2]), c.args[3]),
-            "removexattr": lambda c: xattr(c, "removexattr", target(c, AT_FDCWD, c.args[0]), c.args[1]),
-            "lremovexattr": lambda c: xattr(
-                c, "removexattr", target(c, AT_FDCWD, c.args[0], _AT_SYMLINK_NOFOLLOW), c.args[1]
-            ),
-            "fremovexattr": lambda c: xattr(c, "removexattr", target(c, c.args[0], 0, empty=True), c.args[1]),
-            "removexattrat": lambda c: xattr(c, "removexattr", self._target_at(c, c.args[2]), c.args[3]),
-        }
 
     def _target(self, call: Call, directory: int, address: int, flags: int = 0, empty: bool = False) -> int | None:
         """The file a path argument names; `empty`: an absent or empty path means the descriptor itself."""
@@ -147,6 +118,34 @@ class Attributes:
 
         changed.confirm = checked
         return changed
+
+
+HANDLERS: dict[str, Callable[[Attributes, Call], Pending | None]] = {
+    "chmod": lambda a, c: a._changed(c, "chmod", a._target(c, AT_FDCWD, c.args[0])),
+    "fchmod": lambda a, c: a._changed(c, "chmod", a._target(c, c.args[0], 0, empty=True)),
+    "fchmodat": lambda a, c: a._changed(c, "chmod", a._target(c, c.args[0], c.args[1])),
+    "fchmodat2": lambda a, c: a._changed(c, "chmod", a._target_at(c, c.args[3])),
+    "chown": lambda a, c: a._changed(c, "chown", a._target(c, AT_FDCWD, c.args[0])),
+    "lchown": lambda a, c: a._changed(c, "chown", a._target(c, AT_FDCWD, c.args[0], _AT_SYMLINK_NOFOLLOW)),
+    "fchown": lambda a, c: a._changed(c, "chown", a._target(c, c.args[0], 0, empty=True)),
+    "fchownat": lambda a, c: a._changed(c, "chown", a._target_at(c, c.args[4])),
+    "utime": lambda a, c: a._times(c, a._target(c, AT_FDCWD, c.args[0])),
+    "utimes": lambda a, c: a._times(c, a._target(c, AT_FDCWD, c.args[0])),
+    "futimesat": lambda a, c: a._times(c, a._target(c, c.args[0], c.args[1], 0, empty=True)),
+    "utimensat": lambda a, c: a._times(c, a._target(c, c.args[0], c.args[1], c.args[3], empty=True)),
+    "setxattr": lambda a, c: a._xattr(c, "setxattr", a._target(c, AT_FDCWD, c.args[0]), c.args[1]),
+    "lsetxattr": lambda a, c: a._xattr(
+        c, "setxattr", a._target(c, AT_FDCWD, c.args[0], _AT_SYMLINK_NOFOLLOW), c.args[1]
+    ),
+    "fsetxattr": lambda a, c: a._xattr(c, "setxattr", a._target(c, c.args[0], 0, empty=True), c.args[1]),
+    "setxattrat": lambda a, c: a._xattr(c, "setxattr", a._target_at(c, c.args[2]), c.args[3]),
+    "removexattr": lambda a, c: a._xattr(c, "removexattr", a._target(c, AT_FDCWD, c.args[0]), c.args[1]),
+    "lremovexattr": lambda a, c: a._xattr(
+        c, "removexattr", a._target(c, AT_FDCWD, c.args[0], _AT_SYMLINK_NOFOLLOW), c.args[1]
+    ),
+    "fremovexattr": lambda a, c: a._xattr(c, "removexattr", a._target(c, c.args[0], 0, empty=True), c.args[1]),
+    "removexattrat": lambda a, c: a._xattr(c, "removexattr", a._target_at(c, c.args[2]), c.args[3]),
+}
 
 
 def _owner_and_mode(info: os.stat_result) -> tuple[int, int, int]:

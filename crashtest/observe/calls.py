@@ -8,17 +8,22 @@ to change files but cannot be put into an event is listed as unmodelled, so that
 
 from __future__ import annotations
 
-from crashtest.observe import bpf
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from crashtest.observe import attributes, bpf, data, names, syncs
 from crashtest.observe.attributes import Attributes
 from crashtest.observe.data import Data
-from crashtest.observe.finding import Call, Finder, Handler, Message, Pending
+from crashtest.observe.finding import Call, Finder, Message, Pending
 from crashtest.observe.listener import Stop
 from crashtest.observe.names import Names
 from crashtest.observe.places import State
 from crashtest.observe.process import Gone, Processes
 from crashtest.observe.syncs import Syncs
 
-_FOREIGN: tuple[str, Handler | None] = ("", None)
+#: what decodes a call in its room
+Handler = Callable[[Any, Call], Pending | Message | None]
 
 
 class Calls:
@@ -26,15 +31,10 @@ class Calls:
 
     def __init__(self, state: State, processes: Processes, channels: dict[int, str]) -> None:
         self.finder = finder = Finder(state, processes)
-        self.data = data = Data(finder, channels)
-        handlers = {
-            **data.handlers(),
-            **Names(finder, data.resized).handlers(),
-            **Attributes(finder).handlers(),
-            **Syncs(finder).handlers(),
-            **self._handlers(),
-        }
-        self._by_number = {number: (name, handlers[name]) for number, name in bpf.call_names().items()}
+        self.data = Data(finder, channels)
+        #: in the order of `_TABLES`
+        self._rooms = (self.data, Names(finder, self.data.resized), Attributes(finder), Syncs(finder), self)
+        self._decoders = _decoders()
         self._arch = bpf.native_arch()
 
     def decode(self, stop: Stop, thread: int, where: str, began: int) -> Pending | Message | None:
@@ -42,28 +42,41 @@ class Calls:
 
         thread, where, began: what its events are to say (`trace.Op`).
         """
-        name, handler = self._by_number.get(stop.number, _FOREIGN)
-        call = Call(stop, name, thread, where, began)
-        if handler is None or stop.arch != self._arch:
-            self.finder.cannot(f"calls of a foreign (32-bit or x32) architecture{self.finder.by(call)}")
+        known = self._decoders.get(stop.number)
+        if known is None or stop.arch != self._arch:
+            by = self.finder.by(Call(stop, "", thread, where, began))
+            self.finder.cannot(f"calls of a foreign (32-bit or x32) architecture{by}")
             return None
+        name, handler, room = known
         try:
-            return handler(call)
+            return handler(self._rooms[room], Call(stop, name, thread, where, began))
         except Gone:
             return None
 
     # -- what changes no file of the state itself --------------------------------------------------------------
 
-    def _handlers(self) -> dict[str, Handler]:
-        cannot, by = self.finder.cannot, self.finder.by
-        return {
-            "execve": self._exec,
-            "execveat": self._exec,
-            "io_uring_setup": lambda c: cannot(f"io_uring, whose writes cannot be recorded{by(c)}"),
-            "io_submit": lambda c: cannot(f"native asynchronous I/O, whose writes are not recorded{by(c)}"),
-            "flock": lambda c: None,
-            "fcntl": lambda c: None,
-        }
-
     def _exec(self, call: Call) -> None:
         self.finder.processes.forget(call.tid)
+
+    def _cannot(self, call: Call, words: str) -> None:
+        self.finder.cannot(f"{words}{self.finder.by(call)}")
+
+
+HANDLERS: dict[str, Callable[[Calls, Call], None]] = {
+    "execve": Calls._exec,
+    "execveat": Calls._exec,
+    "io_uring_setup": lambda o, c: o._cannot(c, "io_uring, whose writes cannot be recorded"),
+    "io_submit": lambda o, c: o._cannot(c, "native asynchronous I/O, whose writes are not recorded"),
+    "flock": lambda o, c: None,
+    "fcntl": lambda o, c: None,
+}
+_TABLES: list[Mapping[str, Handler]] = [
+    data.HANDLERS, names.HANDLERS, attributes.HANDLERS, syncs.HANDLERS, HANDLERS,
+]  # fmt: skip
+
+
+@functools.cache
+def _decoders() -> dict[int, tuple[str, Handler, int]]:
+    """Number of a call -> its name, its decoder, and the room of that; for each call that the filter stops."""
+    found = {name: (handler, room) for room, table in enumerate(_TABLES) for name, handler in table.items()}
+    return {number: (name, *found[name]) for number, name in bpf.call_names().items()}

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
+from functools import partial
 
-from crashtest.observe.finding import Call, Finder, Handler, Message, Pending, number, signed
+from crashtest.observe.finding import Call, Finder, Message, Pending, number, signed
 from crashtest.observe.places import AT_FDCWD, State
 from crashtest.trace import Op
 
@@ -40,26 +42,6 @@ class Data:
         #: files mapped shared and writable, compared at each stop
         self.mapped: set[int] = set()
 
-    def handlers(self) -> dict[str, Handler]:
-        written, vector, copied, truncated = self._written, self._vector, self._copied, self._truncated
-        return {
-            "write": lambda c: written(c, [(c.args[1], c.args[2])], None),
-            "pwrite64": lambda c: written(c, [(c.args[1], c.args[2])], signed(c.args[3])),
-            "writev": lambda c: written(c, vector(c), None),
-            "pwritev": lambda c: written(c, vector(c), signed(c.args[3])),
-            "pwritev2": self._pwritev2,
-            "sendfile": lambda c: copied(c, c.args[0]),
-            "copy_file_range": lambda c: copied(c, c.args[2]),
-            "splice": lambda c: copied(c, c.args[2]),
-            "ioctl": lambda c: copied(c, c.args[0]),
-            "ftruncate": lambda c: truncated(c, self.finder.open_file(c, c.args[0])),
-            "truncate": lambda c: truncated(
-                c, self.finder.named_file(c, AT_FDCWD, self.finder.string(c, c.args[0]), True)
-            ),
-            "fallocate": self._fallocate,
-            "mmap": self._mmap,
-        }
-
     # -- writes ------------------------------------------------------------------------------------------------
 
     def _vector(self, call: Call) -> list[Part]:
@@ -71,11 +53,11 @@ class Data:
 
     def _written(self, call: Call, parts: list[Part], offset: int | None, rwf: int = 0) -> Pending | Message | None:
         """A write of `parts`, at `offset` or where the file stands. rwf: flags of pwritev2(2)."""
-        thread, fd = call.tid, call.args[0] & 0xFFFFFFFF
+        thread, fd, state = call.tid, call.args[0] & 0xFFFFFFFF, self.state
         position, flags, mount, inode = self.processes.opened(thread, fd)
         if not flags & _WRITABLE:
             return None
-        file = self.state.regular(mount, inode)
+        file = state.regular(mount, inode)
         if file is None:
             info = self.processes.descriptor(thread, fd)
             kind = stat.S_IFMT(info.st_mode)
@@ -84,8 +66,8 @@ class Data:
             file = self.finder.open_file(call, fd, info) if kind == stat.S_IFREG else None
             if file is None:
                 return None
-            self.state.learn(mount, inode, info)
-        before = self.state.shadow.size(file)
+            state.learn(mount, inode, info)
+        before = state.shadow.size(file)
         if (flags & _APPEND and not rwf & _RWF_NOAPPEND) or rwf & _RWF_APPEND:
             offset = before
         elif offset is None:
@@ -97,26 +79,25 @@ class Data:
             if _size(parts) > _WRITE_LIMIT:
                 self.finder.cannot(f"{call.name} of more than {_WRITE_LIMIT} bytes at once")
             return None
-        at, end, path = offset, offset + len(data), self.state.path(file)
-        op = call.write(file, path, at, data)
+        op = call.write(file, state.path(file), offset, data)
         synced = _synced(flags, rwf) if flags & _DSYNC or rwf else ""
+        return Pending(call, op, partial(self._wrote, op, before, synced), fd)
 
-        def confirm(strict: bool) -> list[Op]:
-            made = op
-            if end > before:
-                now = self.state.stat(file)
-                if now is not None and now.st_size < end:
-                    done = now.st_size - at
-                    if done <= 0 or now.st_size <= before:
-                        return []
-                    made = op._replace(data=data[:done])
-            if strict and made is op:
-                content = self.state.read(file)
-                if content is not None and content[at:end] != data:
+    def _wrote(self, op: Op, before: int, synced: str, strict: bool) -> list[Op]:
+        """What a write has made of a file that had `before` bytes. synced: the sync that comes with it, or ""."""
+        made, end = op, op.offset + len(op.data)
+        if end > before:
+            now = self.state.stat(op.file)
+            if now is not None and now.st_size < end:
+                done = now.st_size - op.offset
+                if done <= 0 or now.st_size <= before:
                     return []
-            return [made, _sync_of(made, synced)] if synced else [made]
-
-        return Pending(call, op, confirm, fd)
+                made = op._replace(data=op.data[:done])
+        if strict and made is op:
+            content = self.state.read(op.file)
+            if content is not None and content[op.offset : end] != op.data:
+                return []
+        return [made, _sync_of(made, synced)] if synced else [made]
 
     def _bytes(self, thread: int, parts: list[Part]) -> bytes:
         """What lies there; nothing, when it is more than one write may have."""
@@ -236,6 +217,23 @@ class Data:
             self.finder.cannot("a shared mapping of a file without a name")
         else:
             self.mapped.add(file)
+
+
+HANDLERS: dict[str, Callable[[Data, Call], Pending | Message | None]] = {
+    "write": lambda d, c: d._written(c, [(c.args[1], c.args[2])], None),
+    "pwrite64": lambda d, c: d._written(c, [(c.args[1], c.args[2])], signed(c.args[3])),
+    "writev": lambda d, c: d._written(c, d._vector(c), None),
+    "pwritev": lambda d, c: d._written(c, d._vector(c), signed(c.args[3])),
+    "pwritev2": Data._pwritev2,
+    "sendfile": lambda d, c: d._copied(c, c.args[0]),
+    "copy_file_range": lambda d, c: d._copied(c, c.args[2]),
+    "splice": lambda d, c: d._copied(c, c.args[2]),
+    "ioctl": lambda d, c: d._copied(c, c.args[0]),
+    "ftruncate": lambda d, c: d._truncated(c, d.finder.open_file(c, c.args[0])),
+    "truncate": lambda d, c: d._truncated(c, d.finder.named_file(c, AT_FDCWD, d.finder.string(c, c.args[0]), True)),
+    "fallocate": Data._fallocate,
+    "mmap": Data._mmap,
+}
 
 
 def _size(parts: list[Part]) -> int:

@@ -18,6 +18,7 @@ from crashtest.observe.process import Processes
 from crashtest.trace import Op
 
 Confirm = Callable[[bool], list[Op]]
+_new = tuple.__new__  # what `Op` calls, once it has sorted out its keywords
 
 
 class Call:
@@ -41,11 +42,11 @@ class Call:
         )  # fmt: skip
 
     def write(self, file: int, path: str, offset: int, data: bytes) -> Op:
-        """The event of a write: by far the most frequent one, so it is made without keywords."""
-        return Op(
+        """The event of a write: by far the most frequent one, so it is made the short way."""
+        return _new(Op, (
             "write", file, -1, "", -1, "", offset, 0, data, 0, -1, -1, "", self.name, self.thread, self.where, path, "",
             self.began,
-        )  # fmt: skip
+        ))  # fmt: skip
 
     def at(self, kind: str, place: Place, file: int = -1, **more: Any) -> Op:
         """An event of this call on a name."""
@@ -68,6 +69,12 @@ class Pending:
         self.fd = fd
 
 
+class Sync(Pending):
+    """A sync: it is answered as done, and not let go."""
+
+    __slots__ = ()
+
+
 class Message:
     """A write to one of the harness's own pipes: `channel` is "ack", "step" or "quiet"."""
 
@@ -76,9 +83,6 @@ class Message:
     def __init__(self, channel: str, data: bytes) -> None:
         self.channel = channel
         self.data = data
-
-
-Handler = Callable[[Call], Pending | Message | None]
 
 
 def signed(value: int) -> int:

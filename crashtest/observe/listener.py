@@ -17,6 +17,7 @@ _NOTIF = struct.Struct("<QI4xiI8x6Q")  # without flags and the instruction point
 _RESP = struct.Struct("<QqiI")
 _CONTINUE = 1
 _EMPTY = bytes(_NOTIF.size)
+_ioctl, _notification, _response = fcntl.ioctl, _NOTIF.unpack, _RESP.pack_into
 #: these errno values of _RECV and _SEND mean that the thread is gone
 _NOBODY, _NOT_WAITING = (errno.ENOENT, errno.EINTR, errno.ENOTCONN), (errno.ENOENT, errno.EINPROGRESS)
 
@@ -39,40 +40,41 @@ class Listener:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self._notification = bytearray(_NOTIF.size)
+        # bytearrays, because fcntl.ioctl takes `bytes` only after a failed attempt to take them as one
+        self._stopped = bytearray(_NOTIF.size)
+        self._answer = bytearray(_RESP.size)
         # wakes the stopped thread on this core at once (Linux 6.6); only speed depends on it
         with contextlib.suppress(OSError):
             fcntl.ioctl(fd, _SET_FLAGS, struct.pack("<Q", _SYNC_WAKE_UP))
 
     def receive(self) -> Stop | None:
         """The next stop; None when the thread died before it was read."""
-        buffer = self._notification
-        buffer[:] = _EMPTY  # the kernel refuses a message that is not empty
+        stopped = self._stopped
+        stopped[:] = _EMPTY  # the kernel refuses a message that is not empty
         try:
-            fcntl.ioctl(self.fd, _RECV, buffer, True)
+            _ioctl(self.fd, _RECV, stopped)
         except OSError as error:
             if error.errno in _NOBODY:
                 return None
             raise
-        return Stop(*_NOTIF.unpack(buffer))
+        return Stop(*_notification(stopped))
 
-    def _send(self, answer: bytes) -> bool:
+    def let_go(self, stop: Stop, value: int = 0, error: int = 0, flags: int = _CONTINUE) -> bool:
+        """Let the call happen. False when the thread is gone, so that it did not."""
+        answer = self._answer
+        _response(answer, 0, stop.id, value, error, flags)
         try:
-            fcntl.ioctl(self.fd, _SEND, answer)
+            _ioctl(self.fd, _SEND, answer)
         except OSError as failure:
             if failure.errno in _NOT_WAITING:
                 return False
             raise
         return True
 
-    def let_go(self, stop: Stop) -> bool:
-        """Let the call happen. False when the thread is gone, so that it did not."""
-        return self._send(_RESP.pack(stop.id, 0, 0, _CONTINUE))
-
     def pretend(self, stop: Stop, value: int) -> bool:
         """The call does not happen and returns `value`."""
-        return self._send(_RESP.pack(stop.id, value, 0, 0))
+        return self.let_go(stop, value, 0, 0)
 
     def fail(self, stop: Stop, error: int) -> bool:
         """The call does not happen and fails with `error` (a positive errno value)."""
-        return self._send(_RESP.pack(stop.id, 0, -error, 0))
+        return self.let_go(stop, 0, -error, 0)

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable
 
 from crashtest.observe import bpf
-from crashtest.observe.finding import Call, Finder, Handler, Pending, lstat, number
+from crashtest.observe.finding import Call, Finder, Pending, lstat, number
 from crashtest.observe.places import AT_FDCWD, Place, absolute
 from crashtest.trace import Op
 
@@ -28,33 +28,6 @@ class Names:
         self.finder = finder
         self.state = finder.state
         self._resized = resized
-
-    def handlers(self) -> dict[str, Handler]:
-        opened, made, removed, renamed = self._opened, self._made, self._removed, self._renamed
-        place, string = self.finder.place, self.finder.string
-        return {
-            "open": lambda c: opened(c, AT_FDCWD, c.args[0], c.args[1]),
-            "openat": lambda c: opened(c, c.args[0], c.args[1], c.args[2]),
-            "openat2": self._openat2,
-            "creat": lambda c: opened(c, AT_FDCWD, c.args[0], os.O_CREAT | os.O_TRUNC | os.O_WRONLY),
-            "mkdir": lambda c: made(c, "mkdir", AT_FDCWD, c.args[0]),
-            "mkdirat": lambda c: made(c, "mkdir", c.args[0], c.args[1]),
-            "symlink": lambda c: made(c, "symlink", AT_FDCWD, c.args[1], string(c, c.args[0])),
-            "symlinkat": lambda c: made(c, "symlink", c.args[1], c.args[2], string(c, c.args[0])),
-            "mknod": lambda c: self._special(c, AT_FDCWD, c.args[0], c.args[1]),
-            "mknodat": lambda c: self._special(c, c.args[0], c.args[1], c.args[2]),
-            "bind": self._bind,
-            "unlink": lambda c: removed(c, AT_FDCWD, c.args[0], False),
-            "rmdir": lambda c: removed(c, AT_FDCWD, c.args[0], True),
-            "unlinkat": lambda c: removed(c, c.args[0], c.args[1], bool(c.args[2] & _AT_REMOVEDIR)),
-            "rename": lambda c: renamed(c, place(c, AT_FDCWD, c.args[0]), place(c, AT_FDCWD, c.args[1]), 0),
-            "renameat": lambda c: renamed(c, place(c, c.args[0], c.args[1]), place(c, c.args[2], c.args[3]), 0),
-            "renameat2": lambda c: renamed(
-                c, place(c, c.args[0], c.args[1]), place(c, c.args[2], c.args[3]), c.args[4] & 0xFFFFFFFF
-            ),
-            "link": self._link,
-            "linkat": self._linkat,
-        }
 
     # -- opening -----------------------------------------------------------------------------------------------
 
@@ -183,7 +156,12 @@ class Names:
             self.finder.cannot(f"{place.path}, a file that no recorded call made")
         return file
 
-    def _renamed(self, call: Call, old: Place | str | None, new: Place | str | None, flags: int) -> Pending | None:
+    def _renamed(
+        self, call: Call, old_directory: int, old_name: int, new_directory: int, new_name: int, flags: int
+    ) -> Pending | None:
+        """directories: descriptors; names: the addresses of paths."""
+        old = self.finder.place(call, old_directory, old_name)
+        new = self.finder.place(call, new_directory, new_name)
         if old is None or new is None:
             return None
         before = old.look() if isinstance(old, Place) else lstat(old)
@@ -273,6 +251,29 @@ class Names:
             return [op]
 
         return Pending(call, op, confirm)
+
+
+HANDLERS: dict[str, Callable[[Names, Call], Pending | None]] = {
+    "open": lambda n, c: n._opened(c, AT_FDCWD, c.args[0], c.args[1]),
+    "openat": lambda n, c: n._opened(c, c.args[0], c.args[1], c.args[2]),
+    "openat2": Names._openat2,
+    "creat": lambda n, c: n._opened(c, AT_FDCWD, c.args[0], os.O_CREAT | os.O_TRUNC | os.O_WRONLY),
+    "mkdir": lambda n, c: n._made(c, "mkdir", AT_FDCWD, c.args[0]),
+    "mkdirat": lambda n, c: n._made(c, "mkdir", c.args[0], c.args[1]),
+    "symlink": lambda n, c: n._made(c, "symlink", AT_FDCWD, c.args[1], n.finder.string(c, c.args[0])),
+    "symlinkat": lambda n, c: n._made(c, "symlink", c.args[1], c.args[2], n.finder.string(c, c.args[0])),
+    "mknod": lambda n, c: n._special(c, AT_FDCWD, c.args[0], c.args[1]),
+    "mknodat": lambda n, c: n._special(c, c.args[0], c.args[1], c.args[2]),
+    "bind": Names._bind,
+    "unlink": lambda n, c: n._removed(c, AT_FDCWD, c.args[0], False),
+    "rmdir": lambda n, c: n._removed(c, AT_FDCWD, c.args[0], True),
+    "unlinkat": lambda n, c: n._removed(c, c.args[0], c.args[1], bool(c.args[2] & _AT_REMOVEDIR)),
+    "rename": lambda n, c: n._renamed(c, AT_FDCWD, c.args[0], AT_FDCWD, c.args[1], 0),
+    "renameat": lambda n, c: n._renamed(c, c.args[0], c.args[1], c.args[2], c.args[3], 0),
+    "renameat2": lambda n, c: n._renamed(c, c.args[0], c.args[1], c.args[2], c.args[3], c.args[4] & 0xFFFFFFFF),
+    "link": Names._link,
+    "linkat": Names._linkat,
+}
 
 
 def _as_made(op: Op, file: int, info: os.stat_result) -> Op:

@@ -11,8 +11,9 @@ from __future__ import annotations
 import os
 import stat
 import time
+from collections.abc import Callable
 
-from crashtest.observe.finding import Call, Finder, Handler, Pending, number, signed
+from crashtest.observe.finding import Call, Finder, Pending, Sync, number, signed
 from crashtest.observe.listener import Stop
 from crashtest.trace import PAGE, Op
 
@@ -26,16 +27,6 @@ class Syncs:
     def __init__(self, finder: Finder) -> None:
         self.finder = finder
         self.state = finder.state
-
-    def handlers(self) -> dict[str, Handler]:
-        return {
-            "fsync": self._file,
-            "fdatasync": self._file,
-            "sync_file_range": self._range,
-            "syncfs": self._file_system,
-            "sync": lambda call: _done(call, [call.op("sync")]),
-            "msync": self._msync,
-        }
 
     def _synced(self, call: Call) -> int | None:
         """The file of the state that the descriptor can sync."""
@@ -121,5 +112,15 @@ def time_sync(stop: Stop, kind: str) -> float | None:
         os.close(fd)
 
 
-def _done(call: Call, ops: list[Op]) -> Pending:
-    return Pending(call, ops[0], lambda strict: ops)
+HANDLERS: dict[str, Callable[[Syncs, Call], Pending | None]] = {
+    "fsync": Syncs._file,
+    "fdatasync": Syncs._file,
+    "sync_file_range": Syncs._range,
+    "syncfs": Syncs._file_system,
+    "sync": lambda s, c: _done(c, [c.op("sync")]),
+    "msync": Syncs._msync,
+}
+
+
+def _done(call: Call, ops: list[Op]) -> Sync:
+    return Sync(call, ops[0], lambda strict: ops)

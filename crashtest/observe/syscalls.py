@@ -39,6 +39,7 @@ class Recorder:
         self.state = State(root, shadow, inodes)
         self.processes = Processes()
         self.calls = Calls(self.state, self.processes, channels)
+        self._mapped_files = self.calls.data.mapped
         self.events: list[Event] = []
         self.acks = 0
         #: the change that has been let go and not been confirmed
@@ -68,13 +69,13 @@ class Recorder:
                 return False
             self._flight = None
             self._append(made)
-        if self.calls.data.mapped:
+        if self._mapped_files:
             self._mapped(stop)
         return True
 
     def _mapped(self, stop: Stop) -> None:
         """Enter what was stored into shared mappings; no thread is known to have done it."""
-        for file in sorted(self.calls.data.mapped):
+        for file in sorted(self._mapped_files):
             call = Call(stop, "mmap", -1, "a store into a shared mapping", len(self.events))
             self._append(self.calls.data.compare(file, call))
 
@@ -117,7 +118,7 @@ class Recorder:
 
     def _append(self, ops: list[Op]) -> None:
         for op in ops:
-            kind = op.kind
+            kind = op[0]
             self.shadow.apply(op)
             if kind in _RENAMING:
                 self.state.renamed()
