@@ -11,6 +11,7 @@ its workers one after the other, so each has to be gone with all it started befo
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import select
 import signal
@@ -60,7 +61,7 @@ def become(serve: Callable[[], int]) -> NoReturn:
 
 
 class Forker:
-    """The zygote's end of one. make_body: from a part's name and its texts to what a worker does; called in the worker.
+    """The zygote's end of one. make_body: from a part's name and its texts to what a worker does; called in the forker.
 
     output: a descriptor for what workers print. program: the filter to run them under, or None. steps: they tell their
     named steps (builtin: Python's own as well). stacks: they write their stacks when asked, and the program lets that
@@ -185,13 +186,17 @@ class Forker:
         return code
 
     def clear(self) -> None:
-        """After `ended`, with all else of the run gone: the worker is reaped, what is left in the pipes is dropped."""
+        """After `ended`, with all else of the run gone: the worker is reaped, what is left in the pipes is dropped.
+
+        The result and ack pipes have been read to their end by then. Under a filter a step is answered and not written.
+        """
         if not self.in_use:
             return
         self._word()
-        for fd in (self.result, self.ack, self.step, self.stack):
-            _empty(fd)
+        if self.stacks:
+            _empty(self.stack)
         if self.blocking:
+            _empty(self.step)
             os.set_blocking(self._go, False)
             _empty(self._go)
             os.set_blocking(self._go, True)
@@ -259,6 +264,12 @@ def _serve(
             os._exit(76)
         bpf.send_descriptor(line, listener)
         os.close(listener)
+
+    @functools.lru_cache(8)  # made before the fork, and once: in a worker it would copy pages
+    def asked(request: bytes) -> tuple[str, Body]:
+        part, end, *texts = request.decode().split("\0")
+        return end, make_body(part, texts)
+
     handlers = ending.mark()  # last: what is made after it counts as made by the worker
     # from here on nothing that the filter stops: no write(2), which send(2) is not; else only fork is answered for
     me = os.getpid()
@@ -266,11 +277,11 @@ def _serve(
         size = line.recv(8, socket.MSG_WAITALL)
         if len(size) != 8:
             os._exit(0)
-        request = line.recv(int.from_bytes(size, "little"), socket.MSG_WAITALL)
+        end, body = asked(line.recv(int.from_bytes(size, "little"), socket.MSG_WAITALL))
         pid = os.fork()
         if pid == 0:
             os.close(line.detach())
-            return worker.live(pipes, cwd, make_body, request.decode(), me, handlers)
+            return worker.live(pipes, cwd, end, body, me, handlers)
         line.send(pid.to_bytes(8, "little"))
         line.send(_end_of(pid).to_bytes(8, "little", signed=True))
         line.recv(1)  # the zygote knows: now the process id may be used again

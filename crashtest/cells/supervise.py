@@ -103,9 +103,13 @@ class Outcome:
         self.uncertain = 0
 
 
+#: for asking of this process itself
+_own = Processes()
+
+
 def others(but: frozenset[int]) -> list[int]:
     """The children of this process, less those of `but` and the forkers: what runs have left behind."""
-    return [pid for pid in children(os.getpid()) if pid not in but and pid not in forkers]
+    return [pid for pid in _own.children(os.getpid()) if pid not in but and pid not in forkers]
 
 
 def reap_all(but: frozenset[int] = frozenset()) -> None:
@@ -119,8 +123,8 @@ def reap_all(but: frozenset[int] = frozenset()) -> None:
                 os.waitpid(pid, 0)
 
 
-def _reap_dead(but: frozenset[int]) -> None:
-    for pid in others(but):
+def _reap_dead(mine: list[int]) -> None:
+    for pid in mine:
         if not alive(pid):
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)
@@ -313,8 +317,10 @@ class Supervision:
 
     def _others_done(self) -> bool:
         """Whether everything the worker left behind has ended, or has had its time."""
-        _reap_dead(self._but)
         left = others(self._but)
+        if left:
+            _reap_dead(left)
+            left = others(self._but)
         if not left:
             return True
         if self._holding:
@@ -526,17 +532,16 @@ class Supervision:
     def _kill_group(self) -> None:
         """SIGKILL the worker's group, then whatever else descends from it, and reap all."""
         self._killed = True
-        if not self._worker_gone:
-            try:
-                os.killpg(self.worker, signal.SIGKILL)
-            except ProcessLookupError:
-                os.kill(self.worker, signal.SIGKILL)  # it has not become a leader yet
-            self._worker_gone = True
-            try:
+        try:
+            if not self._worker_gone:
+                try:
+                    os.killpg(self.worker, signal.SIGKILL)
+                except ProcessLookupError:
+                    os.kill(self.worker, signal.SIGKILL)  # it has not become a leader yet
+                self._worker_gone = True
                 self._forker.ended()
-            finally:
-                reap_all(self._but)
-        reap_all(self._but)
+        finally:
+            reap_all(self._but)
 
     def drain(self, beside: int = 0) -> None:
         """After a held ("late") kill: let the held processes go on to their end, while `beside` waits."""

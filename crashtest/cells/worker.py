@@ -72,29 +72,20 @@ def settle(pipes: Pipes, more: int, steps: bool, builtin: bool, stacks: bool) ->
         _watch_steps(pipes, builtin)
 
 
-def live(
-    pipes: Pipes,
-    cwd: str,
-    make_body: Callable[[str, list[str]], Body],
-    request: str,
-    parent: int,
-    handlers: int,
-) -> int:
+def live(pipes: Pipes, cwd: str, end: str, body: Body, parent: int, handlers: int) -> int:
     """The whole life of a worker, and its exit status where it has to end orderly.
 
-    request: the part; how to end; the texts it is given; with NULs between them. Ends are "orderly" (as Python programs
-    end), "quick" (at once where that leaves every file the same, `ending.py`), and "at once" (the part only looks).
-    handlers: what `ending.mark` returned before the fork. All that is touched here for the first time is a page to
-    copy, which is what a worker costs.
+    Ends are "orderly" (as Python programs end), "quick" (at once where that leaves every file the same, `ending.py`),
+    and "at once" (the part only looks). handlers: what `ending.mark` returned before the fork. All that is touched
+    here for the first time is a page to copy, which is what a worker costs.
     """
-    part, end, *texts = request.split("\0")
     os.setsid()
     bpf.die_with_parent(signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(75)
     os.chdir(cwd)
     gc.enable()
-    status = _answer(pipes, make_body(part, texts))
+    status = _answer(pipes, body)
     if end == "at once":
         os._exit(status)
     if end == "quick" and not ending.orderly_after(handlers):
@@ -177,6 +168,8 @@ def workload(function: Callable[[Any], object], directory: Path, ops: list[str])
 
 def _refuse_unrun(value: Any, name: str) -> None:
     """A part that gave back something to be run has not run, and one that says False means something by it."""
+    if value is None:
+        return
     if value is False or hasattr(value, "__await__") or hasattr(value, "__next__") or hasattr(value, "__anext__"):
         raise UsageError(
             f"{name} returned {quoted(repr(value), 80)}; it must do its work itself and return None (a check says no "

@@ -65,6 +65,8 @@ _NEW_LISTENER, _WAIT_KILLABLE = 1 << 3, 1 << 5
 _PR_SET_NO_NEW_PRIVS, _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 38, 1, 36, 37
 
 _libc = ctypes.CDLL(None, use_errno=True)
+#: without errno, which costs a worker pages of its own; looked up here for the same reason
+_prctl = ctypes.CDLL(None).prctl
 
 
 class Unavailable(Exception):
@@ -183,7 +185,7 @@ def install(filter_program: bytes) -> int:
 def die_with_parent(signal_number: int) -> None:
     """Ask the kernel to send this process `signal_number` when its parent ends (prctl(2), PR_SET_PDEATHSIG)."""
     if sys.platform == "linux":
-        _libc.prctl(_PR_SET_PDEATHSIG, signal_number, 0, 0, 0)
+        _prctl(_PR_SET_PDEATHSIG, signal_number, 0, 0, 0)
 
 
 def become_subreaper(on: bool = True) -> bool:

@@ -52,11 +52,10 @@ class State:
     """The state directory on disk and which of its inodes has which file id."""
 
     def __init__(self, root: str, shadow: Shadow, inodes: dict[int, int]) -> None:
-        self.root = os.path.realpath(root)
         self.device = os.stat(root).st_dev
+        self.root, self.mount = _where(root, self.device)
         self.shadow = shadow
         self.inodes = inodes
-        self.mount = mount_of(self.root)
         self._directories: dict[int, int] = {}
         self._paths: dict[int, str] = {}
         #: inode numbers that are known to be plain files of the state
@@ -163,6 +162,13 @@ class State:
                 return found
             full = _rewritten(thread, target) if target.startswith("/") else f"{base}/{target}"
         return None
+
+
+@functools.lru_cache(64)
+def _where(directory: str, device: int) -> tuple[str, int]:
+    """The real path of a state directory and its mount. It is made anew for each run, but at its place."""
+    real = os.path.realpath(directory)
+    return real, mount_of(real)
 
 
 def mount_of(directory: str) -> int:
