@@ -72,6 +72,7 @@ class Batch(Supervision):
     def part(self, name: str) -> Restarted:
         """Run a part on what is on disk. Raises `Unfit`."""
         self.served += 1
+        self.bench.touched()
         self._answer = b""
         self._deadline = time.monotonic() + self.bench.timeout
         if self._over():

@@ -7,8 +7,10 @@ for byte, every time, but where children are still held. Not safe for two users 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import stat
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,6 +24,7 @@ from crashtest.looking import names_in, without_strangers
 from crashtest.observe import bpf
 from crashtest.observe.stacks import DESCRIPTOR
 from crashtest.observe.syscalls import Recorder
+from crashtest.persist.over import Unfit, restore_over
 from crashtest.persist.tree import Tree, remove
 from crashtest.scenario import Scenario
 from crashtest.trace import Event, Trace, near
@@ -30,6 +33,8 @@ from crashtest.values import canonical, parse
 if TYPE_CHECKING:
     from crashtest.cells.batch import Batch
 
+#: the mode of the directories that programs are given
+_PRIVATE = stat.S_IFDIR | 0o700
 #: what every part of a scenario is run with, so that two runs differ in nothing the harness could have fixed
 ENVIRONMENT = {
     "TZ": "UTC",
@@ -96,6 +101,8 @@ class Bench:
         os.environ.update({**ENVIRONMENT, "HOME": f"{root}/home", "TMPDIR": f"{root}/tmp"})
         self._output = os.open(f"{root}/output", os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         self._path = Path(self.state)
+        #: what lies in the state directory, where that is known
+        self._lying: Tree | None = None
         self._owner = os.getpid()
         self._forkers: dict[tuple[bool, bool, bool], Forker] = {}
 
@@ -110,6 +117,7 @@ class Bench:
 
     def clear(self) -> None:
         """Nothing is left of earlier runs, wherever below the bench it lay; the directories are new."""
+        self.touched()
         remove(self.root, but=os.fstat(self._output).st_ino)
         for name in ("state", "home", "tmp"):
             os.mkdir(f"{self.root}/{name}", 0o700)
@@ -125,12 +133,41 @@ class Bench:
 
     def restore(self, tree: Tree) -> dict[int, int]:
         """Put a tree on disk; its file ids by inode number (`tree.inodes` too)."""
-        self.clear()
-        tree.inodes = tree.restore(self.state)
-        return tree.inodes
+        inodes: dict[int, int] = {}
+        lying, self._lying = self._lying, None
+        if lying is not None and self._clear_around():
+            with contextlib.suppress(Unfit):
+                inodes = restore_over(lying, tree, self.state)
+        if not inodes:
+            self.clear()
+            inodes = tree.restore(self.state)
+        tree.inodes = inodes
+        self._lies(tree)
+        return inodes
+
+    def _clear_around(self) -> bool:
+        """`clear`, but for the state; False when more has to be cleared than what programs are given."""
+        if sorted(os.listdir(self.root)) != ["home", "output", "state", "tmp"]:
+            return False
+        for name in ("home", "tmp"):
+            path = f"{self.root}/{name}"
+            if os.lstat(path).st_mode != _PRIVATE or os.listdir(path):
+                return False
+        return True
+
+    def _lies(self, tree: Tree) -> None:
+        """Remember what lies on disk, until something is run there."""
+        self._lying = tree.copy()
+        self._lying.inodes = tree.inodes
+
+    def touched(self) -> None:
+        """Something runs that may change what lies on disk."""
+        self._lying = None
 
     def capture(self) -> Tree:
-        return Tree.capture(self.state)
+        tree = Tree.capture(self.state)
+        self._lies(tree)
+        return tree
 
     def forker(self, observed: bool = False, steps: bool = False, stacks: bool = False) -> Forker:
         """A new process that forks workers for the parts of this scenario (`_body`)."""
@@ -190,6 +227,7 @@ class Bench:
         **more: Any,
     ) -> Supervision:
         """Start a part of the scenario ("workload" for the workload). texts: operations, or acked values."""
+        self.touched()
         return Supervision(
             forker or self._forker(observed, steps, stacks),
             part,
@@ -382,14 +420,16 @@ class Bench:
         if record:
             options.update(observed=shadow is not None, steps=True, crash=crash, timed=timed)
         if keep_acked:
-            options["on_ack"] = lambda: kept.append(self.capture())
+            options["on_ack"] = lambda: kept.append(Tree.capture(self.state))
         options.update(ack_line=self.scenario.ack_line, driven=self.scenario.driven)
         supervision = self._supervise("workload", ops, **options)
         outcome = supervision.run()
         self._end_stacks()
         self.timed_out = self.timed_out or outcome.end == "timeout"
-        disk = self.capture()
-        proof = shadow.differences(disk) if shadow is not None and not supervision.held() else []
+        disk, held = self.capture(), bool(supervision.held())
+        if held:
+            self.touched()  # they go on
+        proof = shadow.differences(disk) if shadow is not None and not held else []
         return Ran(outcome, disk, proof, kept), supervision
 
 

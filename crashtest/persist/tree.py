@@ -298,7 +298,7 @@ class Tree:
                 os.link(made[file], full, follow_symlinks=False)
                 continue
             made[file] = full
-            inodes[_write_node(node, full)] = file
+            inodes[write_node(node, full)] = file
             if node.type == "d":
                 modes.append((full, node.mode))
         root = self.nodes[ROOT]
@@ -400,7 +400,7 @@ def _unlike(mine: Node, theirs: Node) -> Iterator[str]:
         yield f"content differs at byte {at} (sizes {len(mine.data)} and {len(theirs.data)})"
 
 
-def _write_node(node: Node, full: str) -> int:
+def write_node(node: Node, full: str) -> int:
     """Make the file; its inode number."""
     if node.type == "d":
         os.mkdir(full, 0o700)

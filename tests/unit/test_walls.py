@@ -68,6 +68,7 @@ LEAN: set[str] = {
     "crashtest.observe",
     "crashtest.persist.history",
     "crashtest.persist.models",
+    "crashtest.persist.over",
     "crashtest.persist.mounts",
     "crashtest.persist.player",
     "crashtest.persist.realfs",
