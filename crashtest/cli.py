@@ -70,7 +70,7 @@ def cli() -> None:
 @SELECT
 @click.option(
     "--model", "models", multiple=True, type=Names("persistence model", MODELS), default=["kill,posix"],
-    show_default=True, metavar="NAMES", help="Persistence models, comma separated.",
+    show_default=True, metavar="NAMES", help=f"Persistence models, comma separated: {', '.join(MODELS)}.",
 )  # fmt: skip
 @click.option(
     "--seed", type=click.IntRange(0, 2**63 - 1),

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from crashtest.errors import HarnessError, UsageError, quoted
-from crashtest.scenario import MODELS, NO_SCENARIOS, Scenario, load
+from crashtest.scenario import DEFAULT_MODELS, MODELS, NO_SCENARIOS, Scenario, load
 
 if TYPE_CHECKING:
     from crashtest.verdict import RunResult, ScenarioResult
@@ -74,8 +74,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="Sequences of operations drawn for a scenario whose ops is a strategy (default: 5).",
     )  # fmt: skip
     group.addoption(
-        "--crashtest-model", default=",".join(MODELS), metavar="NAMES",
-        help=f"Persistence models, comma separated (default: {','.join(MODELS)}).",
+        "--crashtest-model", default=",".join(DEFAULT_MODELS), metavar="NAMES",
+        help=f"Persistence models, comma separated, of {', '.join(MODELS)} (default: {','.join(DEFAULT_MODELS)}).",
     )  # fmt: skip
     group.addoption(
         "--crashtest-losses", type=int, metavar="N",

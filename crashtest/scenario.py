@@ -23,7 +23,9 @@ from crashtest.values import canonical
 GUARANTEES = ("recovers", "atomic", "durable", "ordered", "idempotent", "live", "clean", "visible", "check")
 DEFAULT = frozenset({"recovers", "atomic", "durable", "ordered", "idempotent"})
 ALL = frozenset(GUARANTEES) - {"check"}
-MODELS = ("kill", "posix")
+#: the strongest first (`persist.filesystems`)
+MODELS = ("kill", "ext4-lock", "ext4", "ext4-noda", "xfs", "btrfs", "posix")
+DEFAULT_MODELS = ("kill", "posix")
 #: code flags of generators, coroutines and asynchronous generators (inspect, CO_*)
 _NEVER_RUNS = 0x20 | 0x80 | 0x200
 #: how the names of files end that declare commands in plain data (`commands.py`)

@@ -36,7 +36,10 @@ CHANGES = NAME_CHANGES | DATA_CHANGES | ATTRIBUTE_CHANGES
 #: `offset` on (sync_file_range). A synchronous write is two events: the write, and an fsync or fdatasync of its range
 #: with the same `call`. What was in effect when `began` events had happened is covered, and nothing later
 SYNCS = frozenset({"fsync", "fdatasync", "sync", "syncfs", "sync_file_range", "msync"})
-KINDS = CHANGES | SYNCS
+#: kinds that change nothing and make nothing durable. close: the last descriptor of one open(2) of `file` is closed,
+#: which some file systems act on
+SIGNS = frozenset({"close"})
+KINDS = CHANGES | SYNCS | SIGNS
 
 PAGE = 4096
 

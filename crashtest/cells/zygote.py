@@ -32,7 +32,7 @@ from crashtest.cells.recoveries import Cells, Unbatchable
 from crashtest.cells.supervise import Abandoned, Crash, reap_all
 from crashtest.errors import HarnessError, UsageError
 from crashtest.observe import bpf
-from crashtest.persist.models import MODELS
+from crashtest.persist.filesystems import MODELS
 from crashtest.persist.tree import Tree, remove
 from crashtest.scenario import Scenario, load
 from crashtest.trace import from_plain

@@ -19,7 +19,7 @@ from typing import Any
 from crashtest.errors import HarnessError
 from crashtest.persist.models import NOTHING, Model, Unit
 from crashtest.persist.tree import ROOT, Node, Tree
-from crashtest.trace import SYNCS, Ack, Event, Op
+from crashtest.trace import PAGE, SIGNS, SYNCS, Ack, Event, Op
 
 #: (kind, file or directory, sector or name or attribute)
 Key = tuple[str, int, Any]
@@ -140,6 +140,14 @@ class History:
         self._out: dict[int, list[Unit]] = {}
         self._last: dict[tuple[str, int], Unit] = {}
         self._nameless: list[int] = []
+        #: the last units of the journal: all others in it are needed by one of them
+        self._heads: dict[Unit, None] = {}
+        #: by file and page: the unit that made the page, or cut it off
+        self._pages: dict[tuple[int, int], Unit] = {}
+        self._emptied: set[int] = set()
+        self._was_synced: set[int] = set()
+        #: units that are being made durable
+        self._pinning: dict[Unit, None] = {}
 
     # -- moving on ------------------------------------------------------------------------------------------------
 
@@ -153,7 +161,9 @@ class History:
                 if event.kind in SYNCS:
                     self._synced(event)
                 else:
-                    self._issue(event)
+                    self._flush(event)
+                    if event.kind not in SIGNS:
+                        self._issue(event)
             except (KeyError, AttributeError) as error:
                 words = f"event {self.cut} of the trace does not fit its first state: {event.describe()}: {error!r}"
                 raise HarnessError(words) from None
@@ -174,6 +184,9 @@ class History:
         for rule in self.model.needs:
             for needed in rule(unit, self):
                 self._need(unit, needed)
+        for rule in self.model.order:
+            for needed in rule(unit, self):
+                self._need(unit, needed, behind=True)
         if self.model.keeps_moved:
             for key in unit.changes:
                 for move in self._left.get(key, [])[-1:] if key[0] == "name" else []:
@@ -208,11 +221,43 @@ class History:
                 self._last["cut", unit.file] = unit
         if unit.moves and unit.directory:
             self._last["directory", 0] = unit
+        if self.model.journal:
+            self._remember_journal(unit)
 
-    def _need(self, unit: Unit, needed: Unit) -> None:
+    def _need(self, unit: Unit, needed: Unit, behind: bool = False) -> None:
         if needed is not unit and needed in self.window and needed not in unit.needs:
             unit.needs = _with(unit.needs, needed)
             needed.dependents = _with(needed.dependents, unit)
+            if behind:
+                unit.behind = _with(unit.behind, needed)
+
+    # -- a journal, and what waits for write-back to be in it --------------------------------------------------------
+
+    def _remember_journal(self, unit: Unit) -> None:
+        if unit.kind != "data" and not unit.delayed:
+            self._join(unit)
+        if unit.kind == "size":
+            size = unit.changes["size", unit.file, 0]
+            for page in range(-(-min(unit.was, size) // PAGE), -(-max(unit.was, size) // PAGE)):
+                self._pages[unit.file, page] = unit
+            if not size:
+                self._emptied.add(unit.file)
+
+    def _join(self, unit: Unit) -> None:
+        """The unit is in the journal from now on."""
+        self._heads = {head: None for head in self._heads if head not in unit.needs}
+        self._heads[unit] = None
+
+    def _flush(self, op: Op) -> None:
+        """What an operation makes the file system write back before it."""
+        if self.model.flushes is not None:
+            for file in self.model.flushes(op, self):
+                for unit in self._of.get(file, ()):
+                    if unit.delayed and unit.file == file and unit.kind in self.model.flushed:
+                        unit.delayed = False
+                        self._join(unit)
+        if op.kind == "close":
+            self._emptied.discard(op.file)
 
     # -- from a change to its units -------------------------------------------------------------------------------
 
@@ -271,8 +316,8 @@ class History:
 
     def _renamed(self, op: Op) -> Iterator[Unit]:
         self._entries(op.dir)[op.name]
-        directory = self._type(op.file) == "d"
-        if op.dir == op.dir2 or directory:  # a directory has one parent: its move is one change wherever it goes
+        directory = self._type(op.file) == "d"  # it has one parent: its move is one change wherever it goes
+        if op.dir == op.dir2 or directory or self.model.whole_renames:
             unit = self._name(0, op, op.file, (op.dir2, op.name2, op.file), (op.dir, op.name, None))
             unit.moves, unit.directory = True, directory
             yield unit
@@ -285,14 +330,18 @@ class History:
         yield old
 
     def _written(self, op: Op) -> Iterator[Unit]:
-        tear, size = self.model.tear, len(self._live_data(op.file))
+        tear, was = self.model.tear, len(self._live_data(op.file))
+        size = was
         end = op.offset + len(op.data)
         if not op.data:
             return
         part = 0
         if end > size:
-            yield self._size(part, op, size, end)
-            part = 1
+            for at in self._grown(op, size, end):
+                unit = self._size(part, op, size, at)
+                unit.delayed = self.model.journal
+                size, part = at, part + 1
+                yield unit
         first, last = op.offset // tear, (end - 1) // tear
         content = bytearray(self._live_data(op.file)[first * tear : (last + 1) * tear])
         at = op.offset - first * tear
@@ -302,8 +351,18 @@ class History:
             unit = Unit(self.cut, part, "data", op, op.file, {("data", op.file, sector): value})
             unit.offset = max(op.offset, sector * tear)
             unit.size = min(end, (sector + 1) * tear) - unit.offset
+            # a page beyond the old end has no place on the disk before it is written back
+            unit.delayed = self.model.journal and sector * tear // PAGE * PAGE >= was
             part += 1
             yield unit
+
+    def _grown(self, op: Op, size: int, end: int) -> list[int]:
+        """The sizes that a write makes the file grow through: to the end of each page it touches, because pages are
+        written back on their own (seen on ext4, xfs and btrfs)."""
+        if not self.model.loses:
+            return [end]
+        pages = range(op.offset // PAGE * PAGE + PAGE, end, PAGE)
+        return [*(at for at in pages if at > size), end]
 
     def _size(self, part: int, op: Op, was: int, size: int, cleared: dict[Key, Any] = NOTHING) -> Unit:
         unit = Unit(self.cut, part, "size", op, op.file, {("size", op.file, 0): size, **cleared})
@@ -311,18 +370,40 @@ class History:
         return unit
 
     def _resized(self, op: Op) -> Iterator[Unit]:
-        """A truncation cuts off and clears at once: what was cut off does not come back when the file grows again."""
+        """A truncation cuts off and clears at once: what was cut off does not come back when the file grows again. The
+        rest of the page at the new end is cleared in the page cache, and may be written back before the size is."""
         data = self._live_data(op.file)
         was, size = len(data), op.size
         if size > was:
             yield self._size(0, op, was, size)
         elif size < was and op.kind == "truncate":
-            tear = self.model.tear
-            cleared: dict[Key, Any] = {
-                ("data", op.file, sector): bytes(data[sector * tear : min(size, (sector + 1) * tear)])
-                for sector in range(size // tear, (was - 1) // tear + 1)
-            }
+            tear, end = self.model.tear, -(-size // PAGE) * PAGE
+            cleared: dict[Key, Any] = {}
+            before, after = [], []
+            for sector in range(size // tear, (was - 1) // tear + 1):
+                key = ("data", op.file, sector)
+                start = max(size, sector * tear)
+                kept, left = start - sector * tear, bytes(data[sector * tear : start])
+                variable = self.variables.get(key)
+                if kept and variable is not None:  # the size may be kept without the writes to what is left
+                    cleared[key] = variable.floor[:kept]
+                    after += [(key, unit.changes[key][:kept].ljust(kept, b"\0")) for unit in variable.units[:-1]]
+                    after.append((key, left))
+                else:
+                    cleared[key] = left
+                    before += [(key, left)] if start < end else []
+            parts = iter(range(1, 1 + len(before) + len(after)))
+            yield from (self._cleared(next(parts), op, key, value, end) for key, value in before)
             yield self._size(0, op, was, size, cleared)
+            yield from (self._cleared(next(parts), op, key, value, end) for key, value in after)
+
+    def _cleared(self, part: int, op: Op, key: Key, left: bytes, end: int) -> Unit:
+        """The data of a sector from the new end of the file on: zeros. left: what is in it before that."""
+        tear = self.model.tear
+        unit = Unit(self.cut, part, "data", op, op.file, {key: left.ljust(tear, b"\0")})
+        unit.offset = key[2] * tear + len(left)
+        unit.size = min(end, (key[2] + 1) * tear) - unit.offset
+        return unit
 
     def _type(self, file: int) -> str:
         node = self.live.get(file)
@@ -375,8 +456,42 @@ class History:
     # -- syncs ----------------------------------------------------------------------------------------------------
 
     def _synced(self, sync: Op) -> None:
-        asked = self._of.get(sync.file, {}) if self.model.local and sync.kind not in ("sync", "syncfs") else self.window
-        self._pin([unit for unit in asked if unit.event < sync.began and self.model.durable(sync, unit)])
+        self._was_synced.add(sync.file)
+        asked: Collection[Unit] = self.window
+        if self.model.local and sync.kind not in ("sync", "syncfs"):
+            asked = self._of.get(sync.file, {})
+            if self.model.journal:
+                asked = [*asked, *self._journal_at(sync.began)]
+                sync = sync._replace(text=self._type(sync.file))
+        before = [unit for unit in asked if unit.event < sync.began]
+        self._pin([unit for unit in before if self.model.durable(sync, unit)])
+        if self.model.logs is not None:
+            for unit in before:
+                if unit in self.window and self.model.logs(sync, unit):
+                    self._log(unit)
+
+    def _log(self, unit: Unit) -> None:
+        """The unit may be kept from now on without what it is behind; what is behind it is behind that as well."""
+        for needed in unit.behind:
+            for other in unit.dependents:
+                self._need(other, needed, behind=True)
+            if unit in self._heads:
+                self._heads[needed] = None
+            del unit.needs[needed]
+            del needed.dependents[unit]
+        unit.behind = NOTHING
+
+    def _journal_at(self, began: int) -> list[Unit]:
+        """The last units of the journal when so many events had happened."""
+        found: dict[Unit, None] = {}
+        waiting = list(self._heads)
+        while waiting:
+            unit = waiting.pop()
+            if unit not in found:
+                found[unit] = None
+                if unit.event >= began:
+                    waiting.extend(unit.needs)
+        return list(found)
 
     def _pin(self, units: list[Unit]) -> None:
         """Make units durable, and what they need; the last of each variable first, which the others are below."""
@@ -385,7 +500,8 @@ class History:
             unit = units.pop()
             if unit not in found:
                 found[unit] = None
-                units.extend(unit.needs)
+                units.extend(needed for needed in unit.needs if needed not in unit.behind)
+        self._pinning = found
         grown: dict[int, None] = {}
         for unit in sorted(found, key=_number, reverse=True):
             if unit not in self.window:
@@ -412,6 +528,7 @@ class History:
                 if not variable.units:
                     del self.variables[key]
             self._leave(unit)
+        self._pinning = {}
 
     def _resize_base(self, file: int, size: int) -> None:
         """A durable size shows the durable data up to it, and no more."""
@@ -446,15 +563,18 @@ class History:
             self._of[file].pop(unit, None)
             if not self._of[file]:
                 del self._of[file]
+        if self.model.journal:
+            self._leave_journal(unit)
         for other in unit.dependents:
             del other.needs[unit]
+            other.behind.pop(unit, None)
         for other in unit.needs:
             del other.dependents[unit]
         for other in unit.under:
             del other.over[unit]
         for other in unit.over:
             del other.under[unit]
-        unit.needs = unit.dependents = unit.over = unit.under = NOTHING
+        unit.needs = unit.behind = unit.dependents = unit.over = unit.under = NOTHING
         for name in (("metadata", 0), ("size", unit.file), ("cut", unit.file), ("directory", 0)):
             if self._last.get(name) is unit:
                 del self._last[name]
@@ -463,6 +583,22 @@ class History:
                 move_list[place].remove(unit)
                 if not move_list[place]:
                     del move_list[place]
+
+    def _leave_journal(self, unit: Unit) -> None:
+        """What was after the unit is after what was before it: it is durable or stands for nothing any more."""
+        before = [needed for needed in unit.needs if needed not in self._pinning]
+        for other in unit.dependents:
+            for needed in before:
+                self._need(other, needed, behind=unit in other.behind or needed in unit.behind)
+        if unit in self._heads:
+            del self._heads[unit]
+            for needed in before:
+                self._heads[needed] = None
+        if unit.kind == "size":
+            size = unit.changes["size", unit.file, 0]
+            for page in range(-(-min(unit.was, size) // PAGE), -(-max(unit.was, size) // PAGE)):
+                if self._pages.get((unit.file, page)) is unit:
+                    del self._pages[unit.file, page]
 
     # -- moves: nothing that was durable gets lost by being moved -------------------------------------------------
 
@@ -524,7 +660,8 @@ class History:
         return iter([other for other in self.groups.get(unit.event, ()) if other.half == "new"])
 
     def way_to(self, unit: Unit) -> Iterator[Unit]:
-        for target in [unit.op.dir2, unit.op.dir] if unit.op.kind == "exchange" else [unit.op.dir2]:
+        op = unit.op
+        for target in [op.dir2, op.dir] if op.kind == "exchange" else [op.dir2 if op.dir2 >= 0 else op.dir]:
             at = target
             while at != ROOT and at in self.live.tree.parents:
                 above, name = self.live.tree.parents[at]
@@ -544,6 +681,23 @@ class History:
 
     def last_metadata(self) -> Iterator[Unit]:
         return self._latest("metadata", 0)
+
+    def journal(self) -> Iterator[Unit]:
+        return iter(list(self._heads))
+
+    def page(self, unit: Unit) -> Iterator[Unit]:
+        made = self._pages.get((unit.file, unit.offset // PAGE))
+        if made is not None:
+            yield made
+
+    def taken(self, directory: int, name: str) -> bool:
+        return name in self._entries(directory)
+
+    def emptied(self, file: int) -> bool:
+        return file in self._emptied
+
+    def was_synced(self, file: int) -> bool:
+        return file in self._was_synced
 
     def _latest(self, what: str, file: int) -> Iterator[Unit]:
         unit = self._last.get((what, file))

@@ -4,9 +4,9 @@ A change is split into *units*, the smallest things a cut may keep or lose (`per
 few rules about them: which units a completed sync makes durable, and which units one of them cannot do without.
 Everything else is free: any set of units that keeps the needs of what it keeps is a loss that the model allows.
 
-Guarantees: pure functions over units, no I/O; `MODELS` are complete, so a walk under `posix` loses nothing that one of
-its rules keeps. Does not know which losses are worth trying (`persist.states`). Standard library only: the zygote
-loads it.
+Guarantees: pure functions over units, no I/O; `POSIX` is complete, so a walk under it loses nothing that one of its
+rules keeps. The models of real file systems are in `persist.filesystems`. Does not know which losses are worth trying
+(`persist.states`). Standard library only: the zygote loads it.
 """
 
 from __future__ import annotations
@@ -30,12 +30,15 @@ class Unit:
     "size", "name" or "attribute". op: the change it belongs to. file: whose data, size or attribute it is, or the file
     that the name is given to or taken from. directories: those in which it sets names, the new name's first. offset,
     size: the bytes of a data unit. was: a size unit's size before. half: "new" or "old" for the two names of a
-    rename across directories. moves: a rename that takes a file away from a name, or a part of one. directory: what it
-    moves or removes is a directory. changes: pairs of variable and value; `persist.history` reads them.
+    rename across directories. delayed: it waits for write-back, and no journal has it before that. moves: a rename
+    that takes a file away from a name, or a part of one. directory: what it moves or removes is a directory.
+    changes: pairs of variable and value; `persist.history` reads them.
     """
 
     __slots__ = (
+        "behind",
         "changes",
+        "delayed",
         "dependents",
         "directories",
         "directory",
@@ -68,12 +71,15 @@ class Unit:
         self.size = 0
         self.was = 0
         self.half = ""
+        self.delayed = False
         self.moves = False
         self.directory = False
         # what follows is kept by persist.history while the unit is in the window
         self.number = -1
         self.left = len(changes)
         self.needs: dict[Unit, None] = NOTHING
+        #: those of its needs that a sync of the unit does not bring along
+        self.behind: dict[Unit, None] = NOTHING
         self.dependents: dict[Unit, None] = NOTHING
         self.over: dict[Unit, None] = NOTHING
         self.under: dict[Unit, None] = NOTHING
@@ -94,7 +100,7 @@ class Past(Protocol):
         """The new name, for the removal of the old one by a rename across directories."""
 
     def way_to(self, unit: Unit) -> Iterator[Unit]:
-        """The names by which the directory that a rename moves to is reached, of an exchange both."""
+        """The names by which the directory that a name is given in is reached, of an exchange both."""
 
     def last_directory_move(self) -> Iterator[Unit]:
         """The last rename of a directory."""
@@ -108,20 +114,44 @@ class Past(Protocol):
     def last_metadata(self) -> Iterator[Unit]:
         """The last unit that is not data."""
 
+    def journal(self) -> Iterator[Unit]:
+        """What a commit just now would bring: the last units of the journal, which need all that is before them."""
+
+    def page(self, unit: Unit) -> Iterator[Unit]:
+        """The unit by which the page of a data unit came to be in the file, or was cut off before that."""
+
+    def taken(self, directory: int, name: str) -> bool:
+        """Whether the name is there."""
+
+    def emptied(self, file: int) -> bool:
+        """Whether the file was cut to nothing since it was last closed."""
+
+    def was_synced(self, file: int) -> bool:
+        """Whether the file or directory itself was synced before, in what the trace shows."""
+
 
 Rule = Callable[[Unit, Past], Iterator[Unit]]
+#: files whose delayed sizes (and data) an operation brings into the journal, asked before it happens
+Flushes = Callable[[Op, Past], Iterator[int]]
 
 
 class Model(NamedTuple):
     """A persistence model.
 
     durable(sync, unit): whether this completed sync makes the unit durable; only units whose change happened before
-    the sync began are asked about. What a durable unit needs is durable with it. needs: rules, each of which gives
-    units issued earlier that must be kept for this one to be kept; asked once, when the unit is issued.
+    the sync began are asked about; `sync.text` is "d" when a directory is synced. What a durable unit needs is durable
+    with it. needs: rules, each of which gives units issued earlier that must be kept for this one to be kept; asked
+    once, when the unit is issued. order: the same, of what is kept when the unit comes by a commit; a sync makes the
+    unit durable without it. logs(sync, unit): whether the sync may bring the unit along without what it is behind by
+    `order`, as it may not.
     keeps_moved: a place that a rename left (its old name, or the directory that held it) is taken again or removed
     only when that rename is kept, where the file was durable; otherwise a file that was only moved could be lost.
     tear: writes tear where a multiple of so many bytes ends. local: a sync of one file is asked only about units of
     that file, names in it and names of it, which is faster. loses: False for the model that loses nothing.
+    journal: names, attributes and truncations are in a journal as soon as they are issued; what a write grows gets
+    there when it is written back. A sync is then asked about the journal's last units as well.
+    whole_renames: a rename across directories is one change. flushes, flushed: what brings delayed units into the
+    journal, and kinds of unit.
     """
 
     name: str
@@ -132,6 +162,12 @@ class Model(NamedTuple):
     tear: int = SECTOR
     local: bool = False
     loses: bool = True
+    order: tuple[Rule, ...] = ()
+    logs: Callable[[Op, Unit], bool] | None = None
+    journal: bool = False
+    whole_renames: bool = False
+    flushes: Flushes | None = None
+    flushed: tuple[str, ...] = ()
 
 
 # -- what a sync makes durable ---------------------------------------------------------------------------------------
@@ -202,9 +238,6 @@ POSIX = Model(
     needs=(never_neither, directories_in_order, cut_off_stays_off),
     local=True,
 )
-
-MODELS: dict[str, Model] = {model.name: model for model in (KILL, POSIX)}
-
 
 # -- in words --------------------------------------------------------------------------------------------------------
 

@@ -72,8 +72,13 @@ class Player:
     def _path(self, file: int) -> str:
         """A path to the file; one that has lost its names is reached through its descriptor (proc(5))."""
         path = self.tree.path(file)
-        if file in self._open and self.tree.lookup(path) != file:
-            return f"/proc/self/fd/{self._open[file]}"
+        if self.tree.lookup(path) != file:  # it has lost the name that it had last
+            named = next((name for name, other in self.tree.walk() if other == file), None)
+            if named is None and file not in self._open:
+                raise HarnessError(f"{quoted(path)} has no name and is not open: the trace cannot be played")
+            if named is None:
+                return f"/proc/self/fd/{self._open[file]}"
+            path = named
         return f"{self.state}/{path}"
 
     def _name(self, directory: int, name: str) -> str:

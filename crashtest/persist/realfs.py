@@ -44,13 +44,15 @@ class FileSystem(NamedTuple):
     options: str = ""
 
 
-_EXT4 = ("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0")
+#: blocks as on any larger disk
+_EXT4 = ("mkfs.ext4", "-q", "-F", "-b", "4096", "-E", "lazy_itable_init=0,lazy_journal_init=0")
 
 FILE_SYSTEMS: dict[str, FileSystem] = {
     made.name: made
     for made in (
         FileSystem("ext4", "ext4", "ext4", _EXT4, 32 << 20),
         FileSystem("ext4-noda", "ext4-noda", "ext4", _EXT4, 32 << 20, "noauto_da_alloc"),
+        FileSystem("ext4-lock", "ext4-lock", "ext4", _EXT4, 32 << 20, "dioread_lock"),
         FileSystem("ext4-journal", "ext4", "ext4", _EXT4, 32 << 20, "data=journal"),
         FileSystem("xfs", "xfs", "xfs", ("mkfs.xfs", "-q", "-f"), 300 << 20),
         FileSystem("btrfs", "btrfs", "btrfs", ("mkfs.btrfs", "-q", "-f"), 128 << 20),

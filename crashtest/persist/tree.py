@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from crashtest.errors import HarnessError, quoted
-from crashtest.trace import CHANGES, SYNCS, Op
+from crashtest.trace import CHANGES, SIGNS, SYNCS, Op
 
 _TYPES = {stat.S_IFDIR: "d", stat.S_IFREG: "f", stat.S_IFLNK: "l", stat.S_IFIFO: "p", stat.S_IFSOCK: "s"}
 ROOT = 0
@@ -189,7 +189,7 @@ class Tree:
     def apply(self, op: Op) -> None:
         """Apply one event. Raises `HarnessError` when it does not fit the tree."""
         kind = op.kind
-        if kind in SYNCS or kind == "utimes":
+        if kind in SYNCS or kind in SIGNS or kind == "utimes":
             return
         try:
             _APPLY[kind](self, op)

@@ -66,6 +66,7 @@ LEAN: set[str] = {
     "crashtest.values",
     "crashtest.wire",
     "crashtest.observe",
+    "crashtest.persist.filesystems",
     "crashtest.persist.history",
     "crashtest.persist.models",
     "crashtest.persist.over",
