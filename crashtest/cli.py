@@ -308,7 +308,8 @@ def list_(paths: tuple[str, ...], expression: str | None) -> int:
             expected.setdefault(tuple(n for n in GUARANTEES if n in one.expected(model)), []).append(model)
         for guarantees, models in expected.items():
             if guarantees:
-                yield field("expects", f"{', '.join(guarantees)} violated under {' and '.join(models)}", "yellow")
+                where = "every model" if len(models) == len(MODELS) else " and ".join(models)
+                yield field("expects", f"{', '.join(guarantees)} violated under {where}", "yellow")
         parts = {
             "setup": one.setup, "ops": one.make_ops, "recover": one.do_recover, "observe": one.do_observe,
             "glance": one.do_glance, "check": one.do_check,

@@ -646,7 +646,7 @@ def test_list_shows_names_claims_expectations_and_parts(bench: Bench) -> None:
         "    parts   setup, observe\n"
         "good.py::in_place\n"
         "    claims  recovers, atomic, durable, ordered, idempotent\n"
-        "    expects atomic violated under kill and posix\n"
+        "    expects atomic violated under every model\n"
         "    parts   recover, observe\n"
         "2 of 2 scenarios\n"
     )
