@@ -12,12 +12,18 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import git_commit, kill_cell, operations, stop
+from benchmarks import git_commit, kill_cell, operations, power, stop
 from benchmarks.lean import Lean
 from benchmarks.measure import Ratio, Result
 from crashtest.observe import bpf
 
-BENCHMARKS = {"cell": kill_cell.run, "stop": stop.run, "git": git_commit.run, "operations": operations.run}
+BENCHMARKS = {
+    "cell": kill_cell.run,
+    "stop": stop.run,
+    "git": git_commit.run,
+    "operations": operations.run,
+    "power": power.run,
+}
 
 
 def main() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,6 +70,45 @@ def many_operations(run: Run) -> None:
     for number in run.ops:
         replace(str(run.dir), FILES[number % len(FILES)], b"operation %d\n" % number, sync=False)
         run.ack()
+
+
+# -- an append-only log whose records have checksums, and nothing is synced ------------------------------------------
+
+
+def record(number: int) -> bytes:
+    body = b"%04d" % number * 200
+    return b"%08x" % zlib.crc32(body) + body
+
+
+def append_records(run: Run) -> None:
+    fd = os.open(f"{run.dir}/log", os.O_WRONLY)
+    for number in run.ops:
+        os.write(fd, record(number))
+        run.ack()
+    os.close(fd)
+
+
+def whole_records(directory: str) -> int:
+    """How many records there are before the first that is not whole."""
+    with open(f"{directory}/log", "rb") as file:
+        data = file.read()
+    size, number = len(record(0)), 0
+    while (part := data[number * size : (number + 1) * size]) and part == record(number):
+        number += 1
+    return number
+
+
+def cut_log(directory: Path) -> None:
+    """What starting again does: what stands behind the last whole record is cut off."""
+    path = f"{directory}/log"
+    size = whole_records(str(directory)) * len(record(0))
+    if os.stat(path).st_size != size:
+        os.truncate(path, size)
+
+
+LOG: Scenario = scenario(append_records, setup={"log": b""}, guarantees={"recovers", "atomic", "idempotent"})
+LOG.recover(cut_log)
+LOG.observe(lambda directory: whole_records(str(directory)))
 
 
 # -- many times one call, with its time in the ack ------------------------------------------------------------------

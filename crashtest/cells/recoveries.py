@@ -297,7 +297,10 @@ class Cells:
     def _make_sure(self, digest: str, acked: int) -> None:
         """A tree that would be a violation after so many acks has been recovered in processes of its own as well."""
         facts = self.known[digest]
-        if facts.get("_batched") is not None and judge.state_fault(self.states, acked, facts["observed"]):
+        if facts.get("_batched") is None:
+            return
+        fault = judge.state_fault(self.states, acked, facts["observed"])
+        if fault is not None and fault.guarantee in self.bench.scenario.claimed():
             self._compare(facts, self.depth)
 
     def _compare(self, facts: dict[str, Any], level: int) -> None:

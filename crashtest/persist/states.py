@@ -84,12 +84,12 @@ class State:
 
     @property
     def lost(self) -> list[Name]:
-        """The names of the units lost, in order: with the cut, all that `state_of` needs."""
+        """The names of the units lost, in order: with the cut, all that `state_of` needs. Cheap while the walk has not
+        gone on from this state."""
         if not self.keeps:
             return list(self.parts)
         kept = set(self.parts)
-        walk = self._walk
-        return [unit.name for unit in window_at(walk.first, walk.events, self.cut, walk.model) if unit.name not in kept]
+        return [unit.name for unit in self._walk.window(self.cut) if unit.name not in kept]
 
 
 class Walk:
@@ -123,6 +123,14 @@ class Walk:
         self._tried: dict[int, set[int]] = {}
         #: by cut: how many losses were tried
         self._used: dict[int, int] = {}
+        #: where the walk is
+        self._now: History | None = None
+
+    def window(self, cut: int) -> Iterable[Unit]:
+        """The units that a crash at a cut may lose, in order."""
+        if self._now is not None and self._now.cut == cut:
+            return self._now.window
+        return window_at(self.first, self.events, cut, self.model)
 
     def __iter__(self) -> Iterator[State]:
         """The states. Each iteration is a walk of its own."""
@@ -130,6 +138,7 @@ class Walk:
         self._seen, self._tried, self._used = set(), {}, {}
         for level in range(1, len(_LEVELS) + 2):
             yield from self._pass(level, last=level > len(_LEVELS))
+        self._now = None
         self.coverage.finished = True
 
     def _pass(self, level: int, last: bool) -> Iterator[State]:
@@ -143,6 +152,7 @@ class Walk:
         if self.losing is not None:
             cuts = sum(not isinstance(e := self.events[cut - 1], Op) or e.changes for cut in self.losing if cut)
         for at, (history, fresh) in enumerate(self._cuts(), 1):
+            self._now = history
             if level == 1:
                 coverage.cuts += 1
                 coverage.losses += _losses(history, fresh, self._wanted(history))
