@@ -26,6 +26,13 @@ ALL = frozenset(GUARANTEES) - {"check"}
 #: the strongest first (`persist.filesystems`)
 MODELS = ("kill", "ext4-lock", "ext4", "ext4-noda", "xfs", "btrfs", "posix")
 DEFAULT_MODELS = ("kill", "posix")
+
+
+def strength(model: str) -> int:
+    """A model's place among all, 0 the strongest."""
+    return MODELS.index(model)
+
+
 #: code flags of generators, coroutines and asynchronous generators (inspect, CO_*)
 _NEVER_RUNS = 0x20 | 0x80 | 0x200
 #: how the names of files end that declare commands in plain data (`commands.py`)

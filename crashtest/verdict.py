@@ -67,6 +67,13 @@ class ModelResult(msgspec.Struct, kw_only=True):
     guarantees: dict[str, GuaranteeVerdict] = {}
 
 
+class Boundary(msgspec.Struct, kw_only=True):
+    """Between which models a guarantee breaks; each list from the strongest model to the weakest."""
+
+    held: list[str] = []
+    violated: list[str] = []
+
+
 class Nested(msgspec.Struct, kw_only=True):
     """Crashes inside recovery: how deep, and how many cells."""
 
@@ -90,6 +97,8 @@ class ScenarioResult(msgspec.Struct, kw_only=True):
     sequences: int = 0
     seconds: float = 0.0
     models: dict[str, ModelResult] = {}
+    #: by guarantee: the models under which it was held, and those under which it breaks
+    boundaries: dict[str, Boundary] = {}
     nested: Nested = msgspec.field(default_factory=Nested)
     violations: list[Violation] = []
     #: declared named steps that no crash point reached

@@ -16,8 +16,8 @@ from crashtest.cells.judge import Fault
 from crashtest.cells.losses import Cause
 from crashtest.cells.plan import Cell, cell_id, example_id, place
 from crashtest.errors import quoted
-from crashtest.scenario import GUARANTEES, Scenario
-from crashtest.verdict import GuaranteeVerdict, ModelResult, Nested, ScenarioResult, Violation
+from crashtest.scenario import GUARANTEES, Scenario, strength
+from crashtest.verdict import Boundary, GuaranteeVerdict, ModelResult, Nested, ScenarioResult, Violation
 
 _HINTS = {
     "recovers": "recovery must cope with every state a crash can leave; make it handle this one",
@@ -70,6 +70,7 @@ def result(
         sequences=sum(bool(e.cells or e.losses) for e in examples),
         seconds=round(seconds, 3),
         models=walked,
+        boundaries=_boundaries(walked),
         nested=Nested(
             depth=depth,
             cells=sum(e.inner for e in examples),
@@ -85,6 +86,17 @@ def result(
     _notes(made, scenario, examples)
     _conclude(made, scenario, shown, any(e.reason and not e.prepared["fault"] for e in examples))
     return made
+
+
+def _boundaries(walked: dict[str, ModelResult]) -> dict[str, Boundary]:
+    """By guarantee that broke or held anywhere, the models from the strongest to the weakest."""
+    found: dict[str, Boundary] = {}
+    for name in sorted(walked, key=strength):
+        for guarantee, verdict in walked[name].guarantees.items():
+            if verdict in ("held", "violated"):
+                boundary = found.setdefault(guarantee, Boundary())
+                (boundary.held if verdict == "held" else boundary.violated).append(name)
+    return found
 
 
 def _walked(examples: list[Example], model: str, unrun: int, unknown: bool) -> ModelResult:

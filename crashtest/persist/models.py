@@ -218,7 +218,7 @@ def directories_in_order(unit: Unit, past: Past) -> Iterator[Unit]:
 
 
 def cut_off_stays_off(unit: Unit, past: Past) -> Iterator[Unit]:
-    """A size keeps the truncations before it: what was cut off does not come back under a later size."""
+    """A size keeps the truncations before it: whole pages that were cut off do not come back under a later size."""
     if unit.kind == "size":
         yield from past.last_cut(unit.file)
 

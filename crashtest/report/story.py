@@ -217,12 +217,45 @@ def _advice(result: ScenarioResult) -> Iterator[Line]:
         yield field("why", safe(result.reason))
 
 
+def _alike(violations: list[Violation]) -> Iterator[tuple[Violation, list[str]]]:
+    """Violations that lose the same at the same place under several models: the first, and the names of the others."""
+    told: dict[tuple[object, ...], tuple[Violation, list[str]]] = {}
+    for one in violations:
+        # what a kill shows is never like a power cut; what loses nothing has nothing to be known by
+        key = (one.guarantee, one.point, one.where, *one.lost, *one.kept) if one.lost else (one.id,)
+        if key in told and told[key][0].expected == one.expected:
+            told[key][1].append(one.model)
+        else:
+            told[key] = (one, [])
+    yield from told.values()
+
+
+def boundaries(result: ScenarioResult) -> Iterator[Line]:
+    """For each guarantee that some model breaks and another does not: which, from the strongest to the weakest."""
+    for guarantee, one in result.boundaries.items():
+        power = [name for name in (*one.held, *one.violated) if name != "kill"]
+        if one.held and one.violated and len(power) > 1:
+            yield field(
+                "models",
+                f"{safe(guarantee)} holds under {_and(one.held)}, and breaks under {_and(one.violated)}",
+                "bold",
+            )
+
+
+def _and(names: list[str]) -> str:
+    *most, last = map(safe, names)
+    return f"{', '.join(most)} and {last}" if most else last
+
+
 def scenario_story(result: ScenarioResult, report_dir: Path, width: int = 0) -> Iterator[Line]:
     """Everything the terminal says about one scenario."""
     yield scenario_line(result, width)
     yield from _advice(result)
-    for violation in result.violations:
+    yield from boundaries(result)
+    for violation, others in _alike(result.violations):
         yield from compact(violation, report_dir) if violation.expected else full(violation, report_dir)
+        if others:
+            yield field("same", f"under {_and(others)}")
     for note in result.notes:
         yield field("note", safe(note))
 

@@ -141,7 +141,6 @@ class Oracle:
 
     def happen(self, index: int, op: Op) -> None:
         known = len(self.changes)
-        values: dict[tuple, bytes] = {}
         size = len(self.tree.nodes[op.file].data) if op.file in self.tree.nodes else 0
         if op.kind in ("create", "mkdir", "unlink"):
             self.change(index, op, [("name", op.dir, op.name)])
@@ -167,27 +166,17 @@ class Oracle:
             for sector in range(op.offset // TEAR, (end - 1) // TEAR + 1):
                 self.change(index, op, [("data", op.file, sector)])
         elif op.kind == "truncate" and op.size != size:
-            sectors = range(op.size // TEAR, (size - 1) // TEAR + 1) if op.size < size else []
-            kept, torn = op.size % TEAR, ("data", op.file, op.size // TEAR)
-            lower = self.histories.get(torn, [])[self.floors.get(torn, 0) :] if kept and op.size < size else []
-            # files are of one page here, which is cleared from its new end on
-            for sector in sectors if op.size else ():
-                if sector != torn[2] or len(lower) < 2:
-                    self.change(index, op, [("data", op.file, sector)])
-            self.change(index, op, [("size", op.file, 0), *(("data", op.file, s) for s in sectors)], cut=bool(sectors))
-            if len(lower) > 1:
-                # the file may be cut without the writes to what is left of its last sector: each may be kept or lost
-                values[len(self.changes) - 1, torn] = lower[0][1][:kept].ljust(TEAR, b"\0")
-                for _, value in lower[1:]:
-                    self.change(index, op, [torn])
-                    values[len(self.changes) - 1, torn] = value[:kept].ljust(TEAR, b"\0")
+            # files are of one page here, which is cleared from its new end on, as data of its own
+            for sector in range(op.size // TEAR, (size - 1) // TEAR + 1) if 0 < op.size < size else ():
+                self.change(index, op, [("data", op.file, sector)])
+            gone = [("data", op.file, sector) for sector in range((size - 1) // TEAR + 1)] if not op.size else []
+            self.change(index, op, [("size", op.file, 0), *gone], cut=op.size < size)
         self.tree.apply(op)
         if op.kind in ("create", "mkdir"):
             self.made[op.file] = self.tree.nodes[op.file].copy()
         for number in range(known, len(self.changes)):
             for variable in self.changes[number]["variables"]:
-                value = values.get((number, variable), self.value_now(variable))
-                self.histories[variable].append((number, value))
+                self.histories[variable].append((number, self.value_now(variable)))
 
     def place(self, variable, number: int) -> int:
         return next((i for i, (n, _) in enumerate(self.histories[variable]) if n == number), -1)
