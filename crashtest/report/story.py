@@ -281,13 +281,19 @@ def _cell_style(text: str) -> str:
     return "yellow" if "inconclusive" in text or "not reached" in text else ""
 
 
+def _counts_under(violation: Violation, result: ScenarioResult) -> list[tuple[str, str]]:
+    """(guarantee, model) for each model that it breaks: what a kill leaves, a power cut may leave too."""
+    models = list(result.models) if violation.model == "kill" else [violation.model]
+    return [(violation.guarantee, model) for model in models]
+
+
 def _table(results: list[ScenarioResult]) -> Iterator[Line]:
     """Guarantees down, models across, how many scenarios have which verdict in the cells."""
     models: list[str] = []
     tally: dict[str, dict[str, Counter[str]]] = {}
     for result in results:
-        expected = {(one.guarantee, one.model) for one in result.violations if one.expected}
-        surprising = {(one.guarantee, one.model) for one in result.violations if not one.expected}
+        expected = {at for one in result.violations if one.expected for at in _counts_under(one, result)}
+        surprising = {at for one in result.violations if not one.expected for at in _counts_under(one, result)}
         for model, walked in result.models.items():
             if model not in models:
                 models.append(model)

@@ -533,3 +533,15 @@ def test_the_story_of_a_violation_answers_every_question() -> None:
         f"replay: crashtest replay '{SAVE}/9f2c01/p14/kill/00' --from 'out'",
     ):
         assert answer in text
+
+
+def test_what_a_kill_broke_as_expected_is_caught_under_each_model_in_the_table() -> None:
+    caught = violated()
+    caught.as_expected = True
+    caught.models["posix"] = model(atomic="violated", idempotent="violated")["kill"]
+    for one in caught.violations:
+        one.expected = True
+    result = RunResult(seed=1, exit=1, seconds=1.0, observation="seccomp", scenarios=[caught, violated()])
+    lines = ["".join(text for text, _ in line) for line in story.summary(result, [], [])]
+    (row,) = (re.split(r"  +", line) for line in lines if line.startswith("atomic"))
+    assert row == ["atomic", "1 caught, 1 violated", "1 caught"]
