@@ -1,10 +1,10 @@
 """The participant for git refs: real git takes the locks and makes the changes, one child per transaction.
 
 Guarantees: after `prepare`, git holds the locks of all refs with the old values verified under them, and
-the new values are on the disk in the lock files; `apply` and `redo` return only when the directories in
-which names came and went are synced, and so are refs that had their new value already; `undo` leaves no
-lock and no empty directory of ours; `redo` changes a ref only from the old value to the new one. Reflogs
-follow the configuration of the repository, as with any git command.
+the new values are on the disk in the lock files; refs that had their new value already are synced by
+`sync_ground` or `redo`; `apply` and `redo` return only when the directories in which names came and went are
+synced; `undo` leaves no lock and no empty directory of ours; `redo` changes a ref only from the old value to
+the new one. Reflogs follow the configuration of the repository, as with any git command.
 Does not guarantee: that a reader sees all refs change at once (git renames them one by one); that a reflog
 entry survives a power cut, or stands there only once after recovery; that objects reachable from the named
 ones are durable (only the named ones are synced); that the reflog of another linked work tree's HEAD is
@@ -60,8 +60,13 @@ class RefsParticipant:
         self.held: dict[str, Identity] = {}
         self.swept = Swept()
 
-    def sync_objects(self) -> None:
-        """Make the objects that the refs will name durable, with the directories they stand in."""
+    def sync_ground(self) -> None:
+        """Make durable what BEGIN stands on: the objects that the refs will name, with the directories they stand in,
+        and refs that have their new value already, because who wrote it may not have synced it.
+
+        Before BEGIN, not with the other refs: a log that says "from this value to the same" of a ref that went back to
+        an older one leaves recovery no value that it may put there.
+        """
         step("jin_core.refs.objects")
         directories: set[str] = set()
         for value in sorted({c.new for c in self._plan.changes if c.new is not None}):
@@ -71,6 +76,8 @@ class RefsParticipant:
                 directories |= {os.path.dirname(path), self._repository.path("objects")}
             except FileNotFoundError:
                 directories.add(self._repository.path("objects/pack"))
+        same = [c.name for c in self._plan.changes if c.new is not None and c.new == c.old]
+        directories |= {self._repository.path(os.path.dirname(file)) for file in self._sync_values(same)}
         self._sync(directories)
 
     def prepare(self) -> None:
@@ -116,7 +123,6 @@ class RefsParticipant:
         step("jin_core.refs.commit")
         self._git.commit()
         self._git = None
-        self._sync_values(c.name for c in self._plan.changes if c.new is not None and c.new == c.old)
         self._sync_names()
 
     def undo(self) -> None:
@@ -206,11 +212,13 @@ class RefsParticipant:
             step("jin_core.refs.rmdir", directory)
             disk.remove_dir(self._repository.path(directory))
 
-    def _sync_values(self, names: Iterable[str]) -> None:
-        """Refs that git found to have the new value: it wrote nothing, and who did may not have synced it."""
+    def _sync_values(self, names: Iterable[str]) -> set[str]:
+        """Sync the values of refs that have the new one without our writing it; the files in which they stand."""
         reader = Reader(self._repository)
-        for file in sorted({name if reader.read(name).loose else "packed-refs" for name in names}):
+        files = {name if reader.read(name).loose else "packed-refs" for name in names}
+        for file in sorted(files):
             disk.sync_file(self._repository.path(file))
+        return files
 
     def _sync_names(self) -> None:
         step("jin_core.refs.sync")

@@ -142,7 +142,7 @@ class Commit:
         return self._number
 
     def _plan(self, tree: Tree | None) -> None:
-        """Everything before BEGIN: look, refuse, and make the named objects durable."""
+        """Everything before BEGIN: look, refuse, and make durable what it stands on."""
         engine = self._engine
         repository = engine.repository
         planned: Planned | None = None
@@ -154,7 +154,7 @@ class Commit:
             refs_plan = refplan.plan(repository, self._wanted_refs, engine.patience)
             self._refs = RefsParticipant(repository, refs_plan, engine.lock.fd, engine.patience, self._number)
             self._participants.append(self._refs)
-            self._refs.sync_objects()
+            self._refs.sync_ground()
         self._begin = {
             "worktree": os.path.relpath(repository.worktree, repository.common_dir),
             "place": list(engine.lock.place),

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -474,9 +475,9 @@ def same_again(case: Case) -> None:
         tx.update_ref("refs/heads/other", case.ids[0])
 
 
-def synced_in(body: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the files that `disk.sync_file` is called for."""
-    files: list[str] = []
+def synced_in(body: Callable[[], None], monkeypatch: pytest.MonkeyPatch, files: list[str] | None = None) -> list[str]:
+    """Names of the files that `disk.sync_file` is called for, put into `files` as they are."""
+    files = [] if files is None else files
     real = disk.sync_file
 
     def sync_file(path: str) -> os.stat_result:
@@ -488,11 +489,22 @@ def synced_in(body: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> list
     return files
 
 
-def test_a_ref_that_has_its_new_value_already_is_synced(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ref_that_has_its_new_value_already_is_synced_before_begin(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """git writes nothing then; `other` stands in packed-refs only."""
     case.restart()
-    files = synced_in(lambda: same_again(case), monkeypatch)
-    assert files[-2:] == ["packed-refs", "loose"]
+    begun: list[int] = []
+    real = wal.Wal.append
+
+    def append(self: wal.Wal, kind: Kind, transaction: int, payload: dict[str, Any]) -> None:
+        begun.append(len(files))
+        real(self, kind, transaction, payload)
+
+    monkeypatch.setattr(wal.Wal, "append", append)
+    files: list[str] = []
+    synced_in(lambda: same_again(case), monkeypatch, files)
+    assert files[: begun[0]][-2:] == ["packed-refs", "loose"]
 
 
 def test_recovery_syncs_what_it_finds_done_and_publishes_what_is_staged(
