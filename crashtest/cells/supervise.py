@@ -179,6 +179,8 @@ class Supervision:
         self._ack_bytes = b""
         self._killed = False
         self._worker_gone = False
+        #: nothing of the run is left, so that nothing can come any more
+        self._alone = False
         self._events: list[Event] = []  # steps and acks, when nothing else is observed
         self._ack_line = ack_line
         #: acks as they are recorded
@@ -322,6 +324,7 @@ class Supervision:
             _reap_dead(left)
             left = others(self._but)
         if not left:
+            self._alone = True
             return True
         if self._holding:
             return all(self._at_rest(pid) for pid in left) or time.monotonic() > self._gone_at + GRACE
@@ -542,6 +545,7 @@ class Supervision:
                 self._forker.ended()
         finally:
             reap_all(self._but)
+            self._alone = True
 
     def drain(self, beside: int = 0) -> None:
         """After a held ("late") kill: let the held processes go on to their end, while `beside` waits."""
@@ -569,7 +573,8 @@ class Supervision:
         return self.out
 
     def _finish(self) -> None:
-        reap_all(self._but)
+        if not self._alone:
+            reap_all(self._but)
         for fd in (self._result, self._ack):
             self._drain(fd)
         if self.recorder is not None:

@@ -202,7 +202,8 @@ def is_subreaper() -> bool:
 
 def send_descriptor(sock: socket.socket, fd: int) -> None:
     """Hand a descriptor to the other end of a socket pair."""
-    socket.send_fds(sock, [b"L"], [fd])
+    # as socket.send_fds, which would load one library more for all that is forked from here
+    sock.sendmsg([b"L"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", fd))])
 
 
 def probe() -> str | None:

@@ -22,7 +22,6 @@ import ctypes
 import faulthandler
 import functools
 import os
-import resource
 import signal
 import sys
 
@@ -46,6 +45,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def listen(pipe: int) -> int:
     """Write the stack into `pipe` at the signal, here and in what is forked. Its number from now on (`DESCRIPTOR`)."""
+    import resource  # here, because it is a library more that each fork of a zygote would carry along
+
     os.set_blocking(pipe, False)  # a stack that does not fit is cut off; waiting for a reader would be for ever
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
