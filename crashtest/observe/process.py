@@ -12,9 +12,12 @@ import contextlib
 import functools
 import os
 import struct
+import sys
 from collections.abc import Hashable
 
 _PIECE = 256
+#: how file names are written, and what becomes of others (os.fsdecode)
+_NAMES = (sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
 #: how many files of each kind are kept open
 _KEPT = 64
 
@@ -125,15 +128,13 @@ class Processes:
 
     def string(self, thread: int, address: int) -> str:
         """A file name argument (at most 4,096 bytes), undecodable bytes as surrogates."""
-        parts: list[bytes] = []
-        at = address
+        name, at = b"", address
         while at - address < 4096:
             part = self.read(thread, at, min(_PIECE, 4096 - at % 4096))
             end = part.find(b"\0")
             if end >= 0:
-                parts.append(part[:end])
-                return os.fsdecode(b"".join(parts))
-            parts.append(part)
+                return (name + part[:end]).decode(*_NAMES)
+            name += part
             at += len(part)
         raise Gone(f"thread {thread}: a name of more than 4,096 bytes")
 
