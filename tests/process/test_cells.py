@@ -16,6 +16,7 @@ from crashtest.cells.plan import Cell
 from crashtest.errors import HarnessError
 from crashtest.scale.slot import Slot
 from crashtest.scenario import load
+from crashtest.values import canonical
 from crashtest.verdict import ScenarioResult
 
 ROOT = Path(__file__).parents[2]
@@ -299,3 +300,54 @@ def test_a_zygote_that_prepared_another_scenario_meanwhile_is_told_again(slot: S
     slot.serve(example, 10.0, 1)
     (cell,) = slot.ask({"do": "kill", "crashes": [[1, "", 0, "group"]], "alone": False})["cells"]
     assert (cell["end"], cell["proof"]) == ("killed", [])
+
+
+def test_a_recorded_worker_that_left_nothing_to_write_ends_quickly(
+    slot: Slot, write_scenario: Write, tmp_path: Path
+) -> None:
+    """An orderly end would run the exit handler that was there before the worker (docs/adr/0003)."""
+    file = write_scenario(
+        f"""
+        import atexit
+
+        @atexit.register
+        def tell() -> None:
+            Path({str(tmp_path / "ended")!r}).touch()
+
+        @scenario(setup={{"a": "0"}}, allow_outside=("*",))
+        def writes(run: Run) -> None:
+            fd = os.open(run.dir / "a", os.O_WRONLY)
+            os.write(fd, b"1")
+            os.close(fd)
+            run.ack()
+
+        @writes.observe
+        def content(dir: Path) -> bytes:
+            return (dir / "a").read_bytes()
+        """
+    )
+    example, found = realise(slot, file, "writes")
+    (ran_to_its_end,) = (f for c, f in zip(example.plan.cells, found, strict=True) if c.cut == len(example.events))
+    assert any(words.endswith("/ended") for words in example.prepared["outside"])
+    assert ran_to_its_end["end"] == "normal"
+    assert ran_to_its_end["outside"] == []
+
+
+def test_how_a_zygote_looks_up_names_and_keeps_bytecode_is_not_handed_on(slot: Slot, write_scenario: Write) -> None:
+    file = write_scenario(
+        """
+        import sys
+
+        @scenario(setup={"a": "0"})
+        def writes(run: Run) -> None:
+            (run.dir / "a").write_text("1")
+            run.ack()
+
+        @writes.observe
+        def content(dir: Path) -> list[object]:
+            names = ("LD_BIND_NOW", "PYTHONDONTWRITEBYTECODE")
+            return [(dir / "a").read_text(), sys.dont_write_bytecode, *map(os.environ.get, names)]
+        """
+    )
+    example, _ = realise(slot, file, "writes", [])
+    assert example.states[-1] == canonical(["1", True, None, "1"])
