@@ -26,7 +26,7 @@ from crashtest.cli_syncs import syncs
 from crashtest.commandline import command_options, declaration, split
 from crashtest.errors import HarnessError, UsageError, quoted
 from crashtest.options import OBSERVATION, PATHS, SELECT, TIMEOUT, Duration, Jobs, Names, flat
-from crashtest.scenario import GUARANTEES, MODELS
+from crashtest.scenario import GUARANTEES, MODELS, REAL
 from crashtest.selection import NothingSelected, SeveralErrors, failed_last, gather
 
 if TYPE_CHECKING:
@@ -71,6 +71,11 @@ def cli() -> None:
 @click.option(
     "--model", "models", multiple=True, type=Names("persistence model", MODELS), default=["kill,posix"],
     show_default=True, metavar="NAMES", help=f"Persistence models, comma separated: {', '.join(MODELS)}.",
+)  # fmt: skip
+@click.option(
+    "--real", "real", multiple=True, type=Names("file system", [name.removeprefix("real-") for name in REAL]),
+    metavar="NAMES", help="Real file systems, comma separated: the recorded run is played on a mounted image, which is "
+    "cut everywhere, and each violation of a model is tried there. Needs root.",
 )  # fmt: skip
 @click.option(
     "--seed", type=click.IntRange(0, 2**63 - 1),
@@ -130,6 +135,7 @@ def run(
     paths: tuple[str, ...],
     expression: str | None,
     models: tuple[tuple[str, ...], ...],
+    real: tuple[tuple[str, ...], ...],
     seed: int | None,
     examples: int,
     losses: int,
@@ -160,7 +166,7 @@ def run(
     session.report_dir = report_dir
     remembered = failed.read(report_dir) if last_failed else {}
     settings = Settings(
-        models=flat(models),
+        models=(*flat(models), *_mounted(flat(real))),
         seed=secrets.randbits(32) if seed is None else seed,
         jobs=jobs,
         stop_on_first=stop_on_first,
@@ -190,6 +196,17 @@ def run(
         chosen, words = failed_last(chosen, remembered)
         _quietly(lambda: printer(sys.stdout)((("note: ", "dim"), (words, ""))))
     return _judge(chosen, files, settings, wanted)
+
+
+def _mounted(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Real file systems as models. Raises `UsageError` when one of them cannot be mounted here."""
+    from crashtest.persist.realfs import missing
+
+    for name in names:
+        reason = missing(name)
+        if reason:
+            raise UsageError(f"--real {name}: {reason}; leave it out, or run where it can be had")
+    return tuple(f"real-{name}" for name in names)
 
 
 def _prepare(report_dir: Path, wanted: tuple[str, ...]) -> None:

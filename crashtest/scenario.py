@@ -26,6 +26,11 @@ ALL = frozenset(GUARANTEES) - {"check"}
 #: the strongest first (`persist.filesystems`)
 MODELS = ("kill", "ext4-lock", "ext4", "ext4-noda", "xfs", "btrfs", "posix")
 DEFAULT_MODELS = ("kill", "posix")
+#: real file systems (`persist.realfs`), named like models, and the model that each is held against
+REAL = {
+    "real-ext4-lock": "ext4-lock", "real-ext4": "ext4", "real-ext4-journal": "ext4", "real-ext4-noda": "ext4-noda",
+    "real-xfs": "xfs", "real-btrfs": "btrfs",
+}  # fmt: skip
 
 
 def strength(model: str) -> int:
@@ -161,7 +166,7 @@ class Scenario:
     def expected(self, model: str) -> frozenset[str]:
         """The guarantees that must be caught violated under `model`."""
         if isinstance(self.expect, Mapping):
-            return frozenset(self.expect.get(model, ()))
+            return frozenset(self.expect.get(REAL.get(model, model), ()))
         return frozenset(self.expect)
 
     def validate(self) -> None:

@@ -40,6 +40,9 @@ class Violation(msgspec.Struct, kw_only=True):
     left: list[str] = []
     #: syncs whose effect was dropped from the record: the program itself does not break the guarantee there
     without: list[str] = []
+    #: real file systems on which a power cut at this place broke the guarantee too, and those on which none did
+    seen: list[str] = []
+    not_seen: list[str] = []
     hint: str = ""
     #: the operations of the sequence that showed it, in words, where they were drawn; else empty
     operations: list[str] = []

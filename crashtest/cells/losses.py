@@ -47,6 +47,8 @@ class Losses:
         self.exhaustive = self.nested_complete = True
         #: a fault that did not come again in processes of its own, in words
         self.disagreement = ""
+        #: by cell: on which real file systems a violation was seen, and on which not
+        self.real: dict[Cell, dict[str, bool]] = {}
         self._waiting: list[dict[str, Any]] = []
         self._failed: set[tuple[str, Cell]] = set()
 
@@ -103,6 +105,16 @@ class Losses:
         for guarantee in judged:
             self.judged[guarantee] = self.judged.get(guarantee, 0) + 1
         return found
+
+    def take_seen(self, guarantee: str, cell: Cell, real: str, answers: list[dict[str, Any]]) -> None:
+        """Real cuts where the cell is: whether one of them breaks the same guarantee."""
+        seen = False
+        for told in answers:
+            tree = (self.facts | told["new"])[told["tree"]]
+            if not told["timed_out"] and not tree["skipped"]:
+                _, found = judge.faults(self.scenario, self.expected, tree, told["acks"], told["extra"])
+                seen = seen or any(fault.guarantee == guarantee for fault in found)
+        self.real.setdefault(cell, {})[real] = seen
 
     # -- one violation for each cause ----------------------------------------------------------------------------
 

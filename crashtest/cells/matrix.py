@@ -16,7 +16,7 @@ from crashtest.cells.judge import Fault
 from crashtest.cells.losses import Cause
 from crashtest.cells.plan import Cell, cell_id, example_id, place
 from crashtest.errors import quoted
-from crashtest.scenario import GUARANTEES, Scenario, strength
+from crashtest.scenario import GUARANTEES, REAL, Scenario, strength
 from crashtest.verdict import Boundary, GuaranteeVerdict, ModelResult, Nested, ScenarioResult, Violation
 
 _HINTS = {
@@ -89,9 +89,10 @@ def result(
 
 
 def _boundaries(walked: dict[str, ModelResult]) -> dict[str, Boundary]:
-    """By guarantee that broke or held anywhere, the models from the strongest to the weakest."""
+    """By guarantee that broke or held anywhere, the models from the strongest to the weakest. What real cuts did not
+    show may be possible all the same, so they are not among them."""
     found: dict[str, Boundary] = {}
-    for name in sorted(walked, key=strength):
+    for name in sorted(set(walked) - set(REAL), key=strength):
         for guarantee, verdict in walked[name].guarantees.items():
             if verdict in ("held", "violated"):
                 boundary = found.setdefault(guarantee, Boundary())
@@ -149,7 +150,11 @@ def _closed(examples: list[Example], depth: int) -> int | None:
 def _conclude(made: ScenarioResult, scenario: Scenario, shown: dict[str, set[str]], unknown: bool) -> None:
     """shown: the guarantees that broke, by model. unknown: some example could not be judged, whatever others showed."""
     verdicts = {verdict for model in made.models.values() for verdict in model.guarantees.values()}
-    as_expected = {model: shown[model] == scenario.expected(model) for model in shown}
+    # a real file system shows one outcome of many: what is expected need not be seen there
+    as_expected = {
+        model: shown[model] <= scenario.expected(model) if model in REAL else shown[model] == scenario.expected(model)
+        for model in shown
+    }
     if any(shown.values()):
         made.verdict = "violated"
     elif made.reason or made.harness_error or "inconclusive" in verdicts:
@@ -165,6 +170,7 @@ def _conclude(made: ScenarioResult, scenario: Scenario, shown: dict[str, set[str
     missing = [
         f"{guarantee}{f' under {model}' if len(shown) > 1 else ''}"
         for model, broken in shown.items()
+        if model not in REAL
         for guarantee in sorted(scenario.expected(model) - broken)
     ]
     if missing and not made.reason:
@@ -212,7 +218,8 @@ def _violations(scenario: Scenario, examples: list[Example], models: tuple[str, 
             for fault, cell, facts in losses.kept_all():
                 if any(other.model == "kill" and other.guarantee == fault.guarantee for other in found.values()):
                     continue  # told as what a kill leaves
-                _add(found, (model, fault.guarantee, str(facts["where"])), example, fault, cell, facts)
+                where = "" if model in REAL else str(facts["where"])  # what was lost there is not known
+                _add(found, (model, fault.guarantee, where), example, fault, cell, facts)
             for cause in losses.counted():
                 _add_cause(found, example, cause)
     return sorted(found.values(), key=lambda v: (v.expected, GUARANTEES.index(v.guarantee), models.index(v.model)))
@@ -261,6 +268,9 @@ def violation_of(example: Example, cause: Cause) -> Violation:
     story = cause.story
     made.where, made.lost, made.kept, made.barrier = story["where"], story["lost"], story["kept"], story["barrier"]
     made.without = story["without"]
+    real = example.losses[cause.cell.model].real.get(cause.cell, {}) if cause.cell.model in example.losses else {}
+    made.seen = [name for name in REAL if real.get(name) is True]
+    made.not_seen = [name for name in REAL if real.get(name) is False]
     if made.barrier:
         made.hint = f"missing: {made.barrier}{f', {made.where}' if made.where else ''}"
     return made

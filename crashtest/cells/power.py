@@ -216,6 +216,13 @@ class Power:
         at = root.begin + path[-1][0]
         return root, at, state_of(root.first, root.events, at, lost, self.model)
 
+    def left(self, number: int, cut: int, tree: Tree, alone: bool) -> dict[str, Any]:
+        """A state that came from elsewhere, recovered. alone: with nothing remembered."""
+        told = self.told(number, cut, [])
+        if alone:
+            self.cells.forget(tree.digest(), told["acks"])
+        return {**told, **self.settled(tree, told["acks"], alone=alone)}
+
     def again(self, asked: dict[str, Any]) -> dict[str, Any]:
         """One state, recovered in processes of its own with nothing remembered."""
         root, at, tree = self.find(asked)

@@ -33,6 +33,7 @@ from crashtest.cells.supervise import Abandoned, Crash, reap_all
 from crashtest.errors import HarnessError, UsageError
 from crashtest.observe import bpf
 from crashtest.persist.filesystems import MODELS
+from crashtest.persist.models import POSIX
 from crashtest.persist.tree import Tree, remove
 from crashtest.scenario import Scenario, load
 from crashtest.trace import from_plain
@@ -142,6 +143,17 @@ class Zygote:
 
     def do_power_again(self, request: dict[str, Any]) -> dict[str, Any]:
         return self._power(request, (0, 1)).again(request["cell"])
+
+    def do_real(self, request: dict[str, Any]) -> dict[str, Any]:
+        """States that real power cuts have left: each is a cut and a tree. first: the number of the first of them."""
+        assert self.cells is not None
+        power = Power(self.cells, POSIX, Bounds(0, 0, 0, 0), 0, (0, 1))
+        states = [(cut, Tree.from_plain(tree)) for cut, tree in request["states"]]
+        cells = [
+            power.left(request["first"] + number, cut, tree, request["alone"])
+            for number, (cut, tree) in enumerate(states)
+        ]
+        return {"cells": cells}
 
     def do_reduce(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self.cells is not None

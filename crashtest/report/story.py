@@ -14,6 +14,7 @@ from pathlib import Path
 
 from crashtest.report import words
 from crashtest.report.words import argument, safe
+from crashtest.scenario import REAL
 from crashtest.verdict import ModelResult, RunResult, RunStarted, ScenarioResult, Violation
 
 #: a line is pieces of text, each with a style ("" or a colour and weight as rich names them)
@@ -111,6 +112,10 @@ def losses(violation: Violation) -> Iterator[Line]:
         yield field("lost", safe(lost), "bold")
     for kept in violation.kept:
         yield field("kept", safe(kept))
+    if violation.seen:
+        yield field("real", f"seen on a real file system: {_and(violation.seen)}", "bold")
+    if violation.not_seen:
+        yield field("real", f"allowed by the model, not seen: {_and(violation.not_seen)}")
     if violation.barrier:
         place = f", {safe(violation.where)}" if violation.where else ""
         yield field("missing", f"{safe(violation.barrier)}{place}", "cyan")
@@ -145,6 +150,10 @@ def scenario_line(result: ScenarioResult, width: int = 0) -> Line:
     word = words.mark(result)
     walked = [words.count(result.sequences, "sequence")] if result.sequences > 1 else []
     for name, model in result.models.items():
+        if name in REAL:
+            missing = f", {model.skipped} places not cut" if model.skipped else ""
+            walked.append(f"{safe(name)}: {words.count(model.cells, 'state')} after real power cuts{missing}")
+            continue
         if name != "kill":
             walked.append(f"{safe(name)}: {power_figures(model)}")
             continue
@@ -222,7 +231,8 @@ def _alike(violations: list[Violation]) -> Iterator[tuple[Violation, list[str]]]
     told: dict[tuple[object, ...], tuple[Violation, list[str]]] = {}
     for one in violations:
         # what a kill shows is never like a power cut; what loses nothing has nothing to be known by
-        key = (one.guarantee, one.point, one.where, *one.lost, *one.kept) if one.lost else (one.id,)
+        key: tuple[object, ...] = (one.guarantee, one.point, one.where, *one.lost, *one.kept) if one.lost else (one.id,)
+        key = (one.guarantee, one.point, one.observed) if one.model in REAL else key
         if key in told and told[key][0].expected == one.expected:
             told[key][1].append(one.model)
         else:

@@ -32,6 +32,7 @@ from crashtest.explore.generate import Enough, Source
 from crashtest.observe import bpf
 from crashtest.scale import shrinking, stored
 from crashtest.scale.jobs import Job, Task, before, family
+from crashtest.scale.real import is_real
 from crashtest.scale.rundir import TOKEN, RunDirectory
 from crashtest.scale.slot import Slot, Stopped
 from crashtest.scale.work import do
@@ -74,6 +75,8 @@ class Runner:
         self._slots = [Slot(number, directory, seccomp, settings.first_core) for number in range(settings.jobs)]
         self._threads: list[threading.Thread] = []
         self._told = 0.0
+        #: jobs whose violations were tried on real file systems
+        self._seen: list[Job] = []
         self._began = 0.0
         self._only: list[Cell] | None = None
         #: tasks that were given out and have not come back
@@ -204,6 +207,7 @@ class Runner:
             except Exception as error:
                 task.error = error
             self._results.put(task)
+        slot.disks.close()
         slot.close()
 
     # -- bookkeeping, in the main thread -------------------------------------------------------------------------
@@ -238,9 +242,13 @@ class Runner:
             example = Example(job.scenario, task.ops, task.answers[0], self.seccomp)
             job.take_example(example)
             self._try_all(job, example)
-        elif task.do in ("power", "power_again"):
+        elif task.do in ("power", "power_again", "real"):
             assert task.example is not None
             self._take_cuts(job, task, task.example)
+        elif task.do == "seen":
+            assert task.example is not None and task.fault is not None
+            losses = task.example.walk(task.fault[1].model)
+            losses.take_seen(task.fault[0].guarantee, task.fault[1], task.model, task.answers)
         elif task.do == "reduce":
             assert task.example is not None and task.fault is not None
             losses = task.example.walk(task.model)
@@ -279,6 +287,8 @@ class Runner:
             if not job.goal:
                 self._confirm(job)
                 self._reduce(job)
+            if not job.goal and not job.open_tasks:
+                self._see(job)
 
     def _try_all(self, job: Job, example: Example) -> None:
         """Give out all cells of an example, the most telling first: they are judged in the order of the plan."""
@@ -310,10 +320,13 @@ class Runner:
             for cell in self._only:
                 if cell.model != "kill":
                     example.walk(cell.model).given += 1
-                    self._give(Task(job, "power_again", example, cells=[cell], model=cell.model))
+                    self._give(Task(job, _again(cell), example, cells=[cell], model=cell.model))
             return
         for model in job.models:
-            if model != "kill":
+            if is_real(model):
+                example.walk(model).given += 1
+                self._give(Task(job, "real", example, model=model))
+            elif model != "kill":
                 of = len(self._slots)
                 example.walk(model).given += of
                 for index in range(of):
@@ -344,6 +357,19 @@ class Runner:
                 if fault is not None:
                     self._give(Task(job, "reduce", example, model=model, fault=fault))
 
+    def _see(self, job: Job) -> None:
+        """All violations are reduced: try each of a model on the real file systems."""
+        if self._only is not None or job in self._seen:
+            return
+        self._seen.append(job)
+        for example in job.examples:
+            for losses in [one for model, one in example.losses.items() if not is_real(model)]:
+                for cause in losses.causes:
+                    for model in job.models if not cause.cell.inner and not cause.cell.without else ():
+                        if is_real(model):
+                            fault = (cause.fault, cause.cell, cause.facts)
+                            self._give(Task(job, "seen", example, cells=[cause.cell], model=model, fault=fault))
+
     def _without_batches(self, job: Job, example: Example, words: str) -> None:
         """Recovery remembers something from one state to the next: judge the example anew, each in its own process."""
         example.void = True
@@ -363,7 +389,7 @@ class Runner:
             job.slow.clear()
         if job.slow:
             example, cell = job.slow.pop(0)
-            do = "kill" if cell.model == "kill" else "power_again"
+            do = "kill" if cell.model == "kill" else _again(cell)
             self._give(Task(job, do, example, cells=[cell], model=cell.model, alone=True))
 
     def _confirm(self, job: Job) -> None:
@@ -435,6 +461,11 @@ class Runner:
         for thread in self._threads:
             thread.join(60)
         end_strays(self._directory.token)
+
+
+def _again(cell: Cell) -> str:
+    """How one state of a power cut is tried again."""
+    return "real" if is_real(cell.model) else "power_again"
 
 
 def end_strays(token: str) -> int:

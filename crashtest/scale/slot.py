@@ -24,6 +24,7 @@ from crashtest.cells.example import Example
 from crashtest.cells.recoveries import Unbatchable
 from crashtest.cells.zygote import BIND_NOW
 from crashtest.errors import HarnessError, UsageError
+from crashtest.persist.realfs import Disks
 from crashtest.scale.rundir import TOKEN, RunDirectory
 from crashtest.scenario import Scenario
 from crashtest.trace import to_plain
@@ -57,6 +58,8 @@ class Slot:
         self._starts = 0
         #: nothing more is asked: also of a zygote that was just being started when the line was closed
         self._over = False
+        #: real file systems, mounted for the thread that uses this slot
+        self.disks = Disks()
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """One request and its answer. Raises what the zygote reports: `UsageError`, `HarnessError`."""

@@ -30,7 +30,7 @@ from crashtest.cells.plan import Cell, short_hash
 from crashtest.config import Settings
 from crashtest.errors import UsageError, quoted
 from crashtest.scale.jobs import Job
-from crashtest.scenario import DECLARATIONS, GUARANTEES, MODELS
+from crashtest.scenario import DECLARATIONS, GUARANTEES, MODELS, REAL
 from crashtest.trace import Event, to_plain
 from crashtest.values import parse
 from crashtest.verdict import ScenarioResult, Violation
@@ -287,7 +287,7 @@ def _problem(record: Record) -> str:
     """What cannot be, in a record that has the right shape."""
     if record.schema > 2:
         return f"its schema {record.schema} is of a later version of crashtest; update this one"
-    if record.guarantee not in GUARANTEES or record.model not in MODELS:
+    if record.guarantee not in GUARANTEES or record.model not in (*MODELS, *REAL):
         return f"there is no guarantee {quoted(record.guarantee)} under {quoted(record.model)}"
     if "::" not in record.scenario or not record.function.isidentifier():
         return "its scenario is not named path::function"

@@ -14,6 +14,7 @@ from typing import Any
 from crashtest.cells.example import Example
 from crashtest.cells.plan import Cell
 from crashtest.config import Settings
+from crashtest.scale import real
 from crashtest.scale.jobs import Task
 from crashtest.scale.slot import Slot
 from crashtest.trace import Step, near
@@ -31,6 +32,9 @@ def do(slot: Slot, task: Task, settings: Settings, tell: Callable[[Task], None],
         return
     assert task.example is not None
     slot.serve(task.example, timeout, job.depth)
+    if task.do in ("real", "seen"):
+        real.do(slot, task, settings)
+        return
     if task.do in ("power", "power_again", "reduce"):
         _cut(slot, task, task.example, settings, tell, over)
         return

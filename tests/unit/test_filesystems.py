@@ -9,8 +9,10 @@ import pytest
 
 from crashtest.persist.filesystems import BTRFS, EXT4, EXT4_LOCK, EXT4_NODA, MODELS, XFS, ext4_durable
 from crashtest.persist.models import KILL, POSIX, Model, posix_durable
+from crashtest.persist.realfs import FILE_SYSTEMS
 from crashtest.scenario import DEFAULT_MODELS
 from crashtest.scenario import MODELS as NAMES
+from crashtest.scenario import REAL as REAL_NAMES
 from crashtest.trace import PAGE
 from tests.rows import NEW, OLD, ROWS, Row, close, durable, golden, outcomes, two_directories
 from tests.traces import Disk
@@ -58,6 +60,7 @@ def test_each_model_is_a_part_of_posix_and_a_proper_one_where_it_was_measured(ro
 def test_the_options_know_all_models_and_try_two() -> None:
     assert list(MODELS) == list(NAMES)
     assert set(DEFAULT_MODELS) == {"kill", "posix"}
+    assert {f"real-{made.name}": made.model for made in FILE_SYSTEMS.values()} == REAL_NAMES
 
 
 # -- rules -------------------------------------------------------------------------------------------------------------
