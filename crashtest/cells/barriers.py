@@ -60,15 +60,17 @@ class Mending:
         self.tried = Tried()
 
     def missing(self) -> dict[str, Any]:
-        """`found`: proofs, each with the barriers that remove it; `left`: proofs that none removes. The rest says what
-        the last walk, with all these barriers, has tried."""
+        """`found`: proofs, each with the barriers that remove it; `left`: proofs that none removes; `finished`: whether
+        the last walk, with all these barriers, came to its end and found nothing else."""
         added: list[Added] = []
         found: list[dict[str, Any]] = []
         left: list[Worst] = []
+        finished = False
         for _ in range(ROUNDS):
             self.tried = Tried()
             worst = self._first(added, left)
             if worst is None:
+                finished = not self.tried.untried
                 break
             barriers = self._mend(added, left, worst)
             if barriers is None:
@@ -76,9 +78,7 @@ class Mending:
                 continue
             added += barriers
             found.append({**worst.proof, "barriers": [one._asdict() for one in barriers]})
-        else:
-            self.tried.exhaustive = False
-        return {"found": found, "left": [one.proof for one in left], **self.tried.plain()}
+        return {"found": found, "left": [one.proof for one in left], "finished": finished}
 
     def _mend(self, added: list[Added], left: list[Worst], worst: Worst) -> list[Added] | None:
         """The fewest barriers that remove a violation; None when none do."""
@@ -135,9 +135,6 @@ class Mending:
                 worst = self._worst(number, rooted, root, origin, state.cut, guarantee, made)
                 if worst.lost and (again is None or worst.marks == again.marks):
                     return worst
-        self.tried.losses += walk.coverage.walked
-        self.tried.skipped += walk.coverage.skipped
-        self.tried.exhaustive = self.tried.exhaustive and walk.coverage.exhaustive
         return None
 
     def _worst(

@@ -84,6 +84,8 @@ class Missing(msgspec.Struct, kw_only=True):
     """A violation, and the smallest added syncs that remove it; none where no sync does."""
 
     violation: Violation
+    #: models under which the same syncs remove the same
+    models: list[str] = []
     #: in words: "fsync of the directory ., after a.py:7 in save and before a.py:8 in save"
     barriers: list[str]
 
@@ -272,6 +274,7 @@ def analyse(scenario: Scenario, file: Path, settings: Settings, place: str, tell
 
 def _analyse(job: Job, settings: Settings, team: Team, made: SyncsResult, tell: Callable[[str], None]) -> None:
     sites: dict[str, _Site] = {}
+    made.mended = True
     for ops in job.sequences:
         example = Example(job.scenario, ops, team.prepare(ops), True)
         made.reason = made.reason or example.reason or example.harness_error
@@ -293,7 +296,7 @@ def _analyse(job: Job, settings: Settings, team: Team, made: SyncsResult, tell: 
         made.recoveries += judging.recoveries
         made.operations = max(made.operations, sum(isinstance(event, Ack) for event in example.events))
         tell("looking for missing syncs")
-        _take_missing(job, example, judging.missing(), made)
+        _take_missing(example, judging.missing(), made)
     made.sequences = len(job.examples)
     made.syncs = [_verdict(job, site) for site in sites.values()]
     made.syncs += [
@@ -365,17 +368,20 @@ def _violation(example: Example, proof: dict[str, Any]) -> Violation:
     return violation_of(example, losses.causes[-1]._replace(number=1))
 
 
-def _take_missing(job: Job, example: Example, answers: dict[str, dict[str, Any]], made: SyncsResult) -> None:
-    known = {(one.violation.guarantee, one.violation.model, *one.barriers) for one in made.missing}
-    made.mended = all(not answer["left"] for answer in answers.values())
-    for answer in answers.values():
+def _take_missing(example: Example, answers: dict[str, dict[str, Any]], made: SyncsResult) -> None:
+    """Violations that the same syncs remove are told once, under the first of their models."""
+    whole = all(answer["finished"] and not answer["left"] for answer in answers.values())
+    made.mended = made.mended and whole
+    for model, answer in answers.items():
         for proof in [*answer["found"], *answer["left"]]:
             barriers = [_in_words(one) for one in proof.get("barriers", ())]
-            violation = _violation(example, proof)
-            key = (violation.guarantee, violation.model, *barriers)
-            if key not in known:
-                known.add(key)
-                made.missing.append(Missing(violation=violation, barriers=barriers))
+            alike = (one for one in made.missing if one.violation.guarantee == proof["guarantee"])
+            known = next((one for one in alike if one.barriers == barriers), None)
+            if known is None:
+                known = Missing(violation=_violation(example, proof), barriers=barriers)
+                made.missing.append(known)
+            if model not in known.models:
+                known.models.append(model)
 
 
 def _in_words(added: dict[str, Any]) -> str:

@@ -147,12 +147,12 @@ def _missing(result: SyncsResult, report_dir: Path) -> Iterator[Line]:
     yield ()
     yield (("missing", "bold red"), (f"  {count(len(result.missing), 'violation')} in the program as it is", "dim"))
     for one in result.missing:
-        yield from _missing_one(one, report_dir)
+        yield from _missing_one(one, report_dir, len(result.models) > 1)
     if result.mended:
         yield (("    with all of these added no power cut that was tried breaks a guarantee", "dim"),)
 
 
-def _missing_one(one: Missing, report_dir: Path) -> Iterator[Line]:
+def _missing_one(one: Missing, report_dir: Path, several: bool) -> Iterator[Line]:
     violation = one.violation
     for barrier in one.barriers:
         yield ((f"    {safe(barrier)}", "bold"),)
@@ -160,7 +160,8 @@ def _missing_one(one: Missing, report_dir: Path) -> Iterator[Line]:
         yield (("    no added sync removes this; order the changes in another way", "bold"),)
     expected = ", as the scenario expects" if violation.expected else ""
     yield from _lost(violation.lost, violation.kept)
-    yield field("breaks", f"{violation.guarantee}{expected}: found {safe(violation.observed, 200)}")
+    under = f" under {', '.join(map(safe, one.models))}" if several else ""
+    yield field("breaks", f"{violation.guarantee}{under}{expected}: found {safe(violation.observed, 200)}")
     yield replay_line(violation.id, report_dir)
 
 
