@@ -202,7 +202,10 @@ class Drops:
     def _proof(
         self, rooted: Rooted, root: Root, state: State, guarantee: str, more: frozenset[Name]
     ) -> dict[str, Any] | None:
-        """The state reduced; None when it breaks the guarantee without losing any of `more`."""
+        """The state reduced; None when it breaks the guarantee without losing any of `more`.
+
+        That is looked at first with all of `more` kept, which is cheap, and in the end on what is left of the loss.
+        """
         units = {unit.name: unit for unit in window_at(root.first, root.events, state.cut, self.model)}
         kept = kept_with(units[name] for name in state.lost if name in more)
         rest = [name for name in state.lost if units[name] not in kept]

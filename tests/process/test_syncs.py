@@ -150,6 +150,34 @@ def test_what_breaks_anyway_is_no_proof_and_no_sync_is_proposed_for_it(write_sce
     assert "no added sync removes this" in text_of(made, tmp_path / "report")
 
 
+def test_what_another_missing_sync_breaks_is_no_proof(write_scenario: Write, tmp_path: Path) -> None:
+    """Whatever is lost of the log, the value that nobody syncs is what breaks the promise."""
+    path = write_scenario(
+        """
+        @scenario(setup={"value": "1", "log": ""})
+        def counts(run):
+            for number in run.ops:
+                with open(run.dir / "log", "a") as log:
+                    log.write("x" * 600)
+                    log.flush()
+                    os.fsync(log.fileno())  # the log
+                fd = os.open(run.dir / "value", os.O_WRONLY)
+                os.pwrite(fd, str(number).encode(), 0)
+                os.close(fd)
+                run.ack()
+
+        counts.ops(lambda: [2, 3])
+
+        @counts.observe
+        def look(directory):
+            return (directory / "value").read_text()
+        """
+    )
+    made = judged(path, tmp_path / "report", depth=1)
+    assert [sync.verdict for sync in made.syncs] == [NOT_NEEDED]
+    assert [one.barriers[0].partition(", ")[0] for one in made.missing] == ["fsync of value"]
+
+
 def test_an_fdatasync_will_not_do_where_the_mode_matters(write_scenario: Write, tmp_path: Path) -> None:
     path = write_scenario(
         """
