@@ -1,4 +1,4 @@
-"""The command line: run, list, replay, export, doctor; `syncs` is in `cli_syncs`.
+"""The command line: run, list, doctor; `replay` and `export` are in `cli_violations`, `syncs` in `cli_syncs`.
 
 Guarantees: every way out is one of the exit codes 0 (all as expected), 1 (violated), 2 (usage or
 configuration), 3 (inconclusive or a fault of the harness), 5 (nothing selected), 130 (interrupted), and
@@ -14,15 +14,16 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
 from crashtest import __version__
+from crashtest.cli_session import DEFAULT_REPORT_DIR, Session, quietly
 from crashtest.cli_syncs import syncs
+from crashtest.cli_violations import export, replay
 from crashtest.commandline import command_options, declaration, split
 from crashtest.errors import HarnessError, UsageError, quoted
 from crashtest.options import OBSERVATION, PATHS, SELECT, TIMEOUT, Duration, Jobs, Names, flat
@@ -34,21 +35,11 @@ if TYPE_CHECKING:
     from crashtest.report.events import FanOut, Ledger
     from crashtest.report.story import Line
     from crashtest.scenario import Scenario
-    from crashtest.verdict import Emit, RunResult
+    from crashtest.verdict import RunResult
 
 VIOLATED, USAGE, UNKNOWN, NOTHING, INTERRUPTED = 1, 2, 3, 5, 130
 
-DEFAULT_REPORT_DIR = Path(".crashtest")
 REPORTS = ("json",)
-
-
-@dataclass
-class Session:
-    """What the way out of a command needs to know about it."""
-
-    report_dir: Path = DEFAULT_REPORT_DIR
-    #: the words behind `--`
-    words: list[str] | None = None
 
 
 # --- commands -------------------------------------------------------------------------------------------
@@ -194,7 +185,7 @@ def run(
         from crashtest.report.terminal import printer
 
         chosen, words = failed_last(chosen, remembered)
-        _quietly(lambda: printer(sys.stdout)((("note: ", "dim"), (words, ""))))
+        quietly(lambda: printer(sys.stdout)((("note: ", "dim"), (words, ""))))
     return _judge(chosen, files, settings, wanted)
 
 
@@ -239,7 +230,7 @@ def _judge(chosen: list[Scenario], files: dict[str, Path], settings: Settings, w
     try:
         result = _run_engine(chosen, files, settings, stream, ledger)
     finally:
-        _quietly(terminal.close)
+        quietly(terminal.close)
     failed = [error for error in stream.failures if not isinstance(error, BrokenPipeError)]
     for failure in failed:
         result.notes.append(f"a reader of the run failed: {type(failure).__name__}: {failure}")
@@ -343,114 +334,12 @@ def list_(paths: tuple[str, ...], expression: str | None) -> int:
                 show(line)
         show(((f"{len(chosen)} of {total} scenarios", "dim"),))
 
-    _quietly(all_of_them)
+    quietly(all_of_them)
     return 0
 
 
-@cli.command()
-@click.argument("identity", metavar="ID")
-@click.option(
-    "--from", "report_dir", type=click.Path(path_type=Path, file_okay=False), default=DEFAULT_REPORT_DIR,
-    show_default=True, metavar="DIR", help="The report directory that holds the violation.",
-)  # fmt: skip
-@TIMEOUT
-@OBSERVATION
-@click.pass_obj
-def replay(session: Session, identity: str, report_dir: Path, timeout: float, observation: str) -> int:
-    """Do one stored violation again.
-
-    ID is what a report shows, or the file of the record, from this machine or another. Its scenario is looked for in
-    the project of the current directory first. If its place shows nothing any more, every crash of the same operations
-    is tried. Ends in exit 1 when the guarantee is violated, in 0 when it held, in 3 when that cannot be said.
-    """
-    from crashtest.config import Settings
-    from crashtest.report.events import FanOut
-    from crashtest.report.terminal import Replayed
-
-    session.report_dir = report_dir
-    record = find_record(identity, report_dir)
-    import crashtest.scale.replay as engine
-
-    settings = Settings(report_dir=report_dir, timeout=timeout, observation=observation)
-    told = Replayed(sys.stdout, report_dir)
-    emit: Emit = FanOut(told)
-    result = engine.replay(record, settings, emit)
-    _quietly(lambda: told.finish(result))
-    return result.exit
-
-
-def find_record(identity: str, report_dir: Path) -> Path:
-    """The record of the violation `identity` below `report_dir`, or the file that `identity` names.
-
-    Raises `UsageError` when there is none.
-    """
-    import json
-
-    if Path(identity).is_file():
-        return Path(identity)
-    folder = report_dir / "violations"
-    stored: list[str] = []
-    damaged = 0
-    for path in sorted(folder.glob("*.json")):
-        try:
-            record = json.loads(path.read_bytes())
-            known = record["id"]
-        except (OSError, ValueError, KeyError, TypeError):
-            damaged += 1
-            continue
-        if known == identity:
-            return path
-        stored.append(str(known))
-    if not stored:
-        hint = f"there is no violation in {quoted(folder)}; give the report directory of the run with --from DIR"
-    else:
-        import difflib
-
-        near = difflib.get_close_matches(identity, stored, 1, 0.0)[0]
-        hint = f"{quoted(folder)} holds {len(stored)} others, the nearest is {quoted(near, 1000)}"
-    if damaged:
-        hint += f" ({damaged} files there cannot be read)"
-    raise UsageError(f"no violation is stored as {quoted(identity, 1000)}: {hint}")
-
-
-@cli.command()
-@click.argument("identity", metavar="ID")
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-    help="The file to write, which must not be there; by default test_NAME.py in the current directory.",
-)  # fmt: skip
-@click.option(
-    "--from", "report_dir", type=click.Path(path_type=Path, file_okay=False), default=DEFAULT_REPORT_DIR,
-    show_default=True, metavar="DIR", help="The report directory that holds the violation.",
-)  # fmt: skip
-@click.pass_obj
-def export(session: Session, identity: str, output: Path | None, report_dir: Path) -> int:
-    """Write a stored violation as a pytest file of its own.
-
-    ID is what a report shows, or the file of the record. The file names the scenario relative to itself, so it runs in
-    every clone of the project. It fails as long as the guarantee is violated, and passes once the bug is mended.
-    """
-    from crashtest.report import exported
-    from crashtest.report.terminal import printer
-    from crashtest.scale import stored
-
-    session.report_dir = report_dir
-    path = find_record(identity, report_dir)
-    record = stored.read(path)
-    file, label = stored.locate(record, path)
-    target = output or Path(exported.name(record))
-    text = exported.source(record, file, label, target)
-    try:
-        with open(target, "x", encoding="utf-8") as writing:
-            writing.write(text)
-    except FileExistsError:
-        raise UsageError(f"{quoted(target)} is there already; name another file with -o") from None
-    except OSError as error:
-        raise UsageError(
-            f"{quoted(target)} cannot be written: {quoted(error.strerror)}; give another with -o"
-        ) from error
-    _quietly(lambda: printer(sys.stdout)((("written: ", "dim"), (f"{quoted(target)}; run it with pytest", ""))))
-    return 0
+cli.add_command(replay)
+cli.add_command(export)
 
 
 @cli.command()
@@ -469,7 +358,7 @@ def doctor() -> int:
         for line in examination.lines(checks):
             show(line)
 
-    _quietly(all_of_them)
+    quietly(all_of_them)
     return examination.exit_code(checks)
 
 
@@ -481,15 +370,7 @@ cli.add_command(syncs)
 
 def complain(message: str, stream: TextIO | None = None) -> None:
     """One paragraph on standard error, printable whatever is in it."""
-    _quietly(lambda: print(f"crashtest: {quoted(message, 4000)}", file=stream or sys.stderr, flush=True))
-
-
-def _quietly(show: Callable[[], None]) -> None:
-    """Show something to a reader who may have gone: a closed pipe changes no verdict."""
-    try:
-        show()
-    except BrokenPipeError:
-        return
+    quietly(lambda: print(f"crashtest: {quoted(message, 4000)}", file=stream or sys.stderr, flush=True))
 
 
 def _unforeseen(error: BaseException, report_dir: Path) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from crashtest.cli_session import DEFAULT_REPORT_DIR, Session
 from crashtest.commandline import NAMES, command_options, declaration
 from crashtest.errors import UsageError, quoted
 from crashtest.options import OBSERVATION, SELECT, TIMEOUT, Jobs, Names, flat
@@ -60,11 +61,13 @@ TIMED_IN = "/var/tmp"
     help="Reports to write: json (syncs.json).",
 )  # fmt: skip
 @click.option(
-    "--report-dir", type=click.Path(path_type=Path, file_okay=False), default=Path(".crashtest"), show_default=True,
+    "--report-dir", type=click.Path(path_type=Path, file_okay=False), default=DEFAULT_REPORT_DIR, show_default=True,
     metavar="DIR", help="Where the report and the records of the proofs go.",
 )  # fmt: skip
 @click.pass_obj
-def syncs(session: Any, /, paths: tuple[str, ...], expression: str | None, place: str | None, **options: Any) -> int:
+def syncs(
+    session: Session, /, paths: tuple[str, ...], expression: str | None, place: str | None, **options: Any
+) -> int:
     """Which fsync is needed? A verdict for every sync of a scenario, each with a proof or its bound.
 
     SCENARIO is a file with scenarios (-k chooses among several), or a command stands behind --, as for run. The effect

@@ -3,7 +3,7 @@
 Guarantees: the file is the whole result or not there at all, also after a crash of this machine (a
 temporary file, fsync, rename, fsync of the directory); it is valid UTF-8 JSON whatever the names in it hold
 (an undecodable byte is written as a backslash escape); field names are those of `crashtest.verdict`
-and `crashtest.explore.syncs`, which are a contract. Does not keep earlier results.
+and `crashtest.explore.needs`, which are a contract. Does not keep earlier results.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from crashtest.explore.syncs import NEEDED, NOT_NEEDED, NOT_REACHED, UNKNOWN, Missing, SyncsResult, SyncVerdict
+from crashtest.explore.needs import NEEDED, NOT_NEEDED, NOT_REACHED, UNKNOWN, Missing, SyncsResult, SyncVerdict
 from crashtest.report.story import Line, field, replay_line
 from crashtest.report.words import clock, count, safe
 

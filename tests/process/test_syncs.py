@@ -10,7 +10,8 @@ import pytest
 
 from crashtest.cli import main
 from crashtest.config import Settings
-from crashtest.explore.syncs import NEEDED, NOT_NEEDED, NOT_REACHED, SyncsResult, SyncVerdict, analyse
+from crashtest.explore.needs import NEEDED, NOT_NEEDED, NOT_REACHED, SyncsResult, SyncVerdict
+from crashtest.explore.syncs import analyse
 from crashtest.report.story import plain
 from crashtest.report.syncs import lines
 from crashtest.scale.replay import replay
