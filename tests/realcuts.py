@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from crashtest.persist.filesystems import MODELS
@@ -23,6 +24,7 @@ from crashtest.persist.realfs import FILE_SYSTEMS, Cut, Disks, missing
 from crashtest.persist.states import allowed
 from crashtest.persist.tree import Tree
 from crashtest.trace import PAGE, Event, Op
+from tests.rows import ROWS, words
 from tests.traces import Disk, shown
 
 #: sets of units at one cut that are looked through for what a file system left
@@ -191,14 +193,38 @@ def run(disks: Disks, name: str, programs: range, seed: int) -> Found:
     return Found(cuts, wrong)
 
 
+def rows_after(name: str, wait: float) -> list[str]:
+    """Each row on one file system, cut after a wait, and after two seconds where it commits each second: what is not
+    allowed."""
+    made = FILE_SYSTEMS[name]
+    options = "commit=1" if made.type in ("ext4", "btrfs") else ""
+    wrong = []
+    with Disks() as disks:
+        for row in ROWS:
+            disk, _ = row()
+            left = rows_left(disks, name, disk, wait) + (rows_left(disks, name, disk, 2.0, options) if options else [])
+            for tree in left:
+                if not allows(MODELS[made.model], disk, len(disk.events), tree):
+                    wrong.append(f"{name}, {row.__name__}: {words(tree)}")
+    return wrong
+
+
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--programs", type=int, default=2000)
     options.add_argument("--begin", type=int, default=0)
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--on", default=",".join(FILE_SYSTEMS))
+    options.add_argument("--wait", type=float, default=0.0, help="instead: the rows, cut after so many seconds")
     asked = options.parse_args()
     bad = 0
+    if asked.wait:
+        names = [name for name in asked.on.split(",") if not missing(name)]
+        with ThreadPoolExecutor(len(names)) as pool:
+            for name, wrong in zip(names, pool.map(lambda name: rows_after(name, asked.wait), names), strict=True):
+                print(f"{name}: {len(ROWS)} rows, {len(wrong)} not allowed", *wrong, sep="\n  ", flush=True)
+                bad += len(wrong)
+        return bool(bad)
     with Disks() as disks:
         for name in asked.on.split(","):
             reason = missing(name)

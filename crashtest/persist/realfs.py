@@ -136,6 +136,12 @@ class Disks:
             process.stdin.close()
             process.stdout.close()
 
+    def stop(self) -> None:
+        """Kill the process from another thread: whatever is asked of it ends in a `HarnessError`."""
+        process = self._process
+        if process is not None:
+            process.kill()
+
     def _ask(self, request: tuple[Any, ...]) -> Any:
         if self._process is None:
             # sys.path as it is here: the process may have been started without `site`

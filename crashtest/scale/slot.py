@@ -138,6 +138,7 @@ class Slot:
     def hang_up(self) -> None:
         """Close the line from another thread: the zygote ends what it does, and itself."""
         self._over = True
+        self.disks.stop()
         sock = self._sock
         if sock is not None:
             with contextlib.suppress(OSError, wire.Closed):
