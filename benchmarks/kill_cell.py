@@ -14,8 +14,8 @@ from benchmarks.lean import Lean
 from benchmarks.measure import Result, figure, ratio, rounds
 from benchmarks.subjects import THREE_FILES
 from crashtest.cells.example import Example
+from crashtest.cells.outcome import Crash
 from crashtest.cells.recoveries import Cells
-from crashtest.cells.supervise import Crash
 from crashtest.cells.zygote import Zygote
 from crashtest.scale.local import CHUNK
 

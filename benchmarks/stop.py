@@ -20,8 +20,8 @@ from typing import Any
 from benchmarks import handwritten, subjects
 from benchmarks.lean import Lean
 from benchmarks.measure import Result, figure, ratio, rounds, summed
+from crashtest.cells.outcome import Crash
 from crashtest.cells.realise import Bench
-from crashtest.cells.supervise import Crash
 from crashtest.cells.zygote import Zygote
 from crashtest.observe import bpf
 from crashtest.values import parse

@@ -13,7 +13,8 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from crashtest.cells.supervise import Supervision, others, parsed
+from crashtest.cells.leftovers import others
+from crashtest.cells.supervise import Supervision, parsed
 from crashtest.observe.process import children
 from crashtest.observe.syscalls import Recorder
 from crashtest.persist.tree import Tree

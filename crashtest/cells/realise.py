@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from crashtest.cells import worker
 from crashtest.cells.forker import Forker
-from crashtest.cells.supervise import Crash, Outcome, Supervision
+from crashtest.cells.outcome import Crash, Outcome
+from crashtest.cells.supervise import Supervision
 from crashtest.errors import UsageError, quoted
 from crashtest.looking import names_in, without_strangers
 from crashtest.observe import bpf

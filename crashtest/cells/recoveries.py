@@ -15,9 +15,10 @@ from typing import Any
 from crashtest.cells import judge
 from crashtest.cells.batch import ENOUGH, Batch, Unfit
 from crashtest.cells.judge import next_operation
+from crashtest.cells.outcome import Crash, Outcome
 from crashtest.cells.plan import kind_of, tears_tried
 from crashtest.cells.realise import Bench, Ran, Restarted, failure, summary
-from crashtest.cells.supervise import Crash, Outcome, Supervision
+from crashtest.cells.supervise import Supervision
 from crashtest.errors import HarnessError, quoted
 from crashtest.persist.tree import Tree
 from crashtest.trace import Ack, Event, Op, Step, Trace, crash_points

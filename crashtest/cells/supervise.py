@@ -11,14 +11,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import select
 import signal
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-from crashtest.cells.forker import Forker, forkers
+from crashtest.cells.forker import Forker
+from crashtest.cells.leftovers import others, reap_all, reap_dead
+from crashtest.cells.outcome import Acks, Crash, Outcome
 from crashtest.errors import HarnessError
 from crashtest.observe import bpf
 from crashtest.observe.finding import Message, Pending, Sync
@@ -28,7 +29,6 @@ from crashtest.observe.stacks import RESTART, Stacks
 from crashtest.observe.syncs import time_sync
 from crashtest.observe.syscalls import Recorder
 from crashtest.trace import Ack, Event, Step, Trace
-from crashtest.values import canonical
 
 _EXECS = frozenset(number for number, name in bpf.call_names().items() if name.startswith("exec"))
 #: how long processes that outlive their workload may take to end by themselves, in seconds
@@ -39,95 +39,6 @@ PATIENCE = 1.0
 
 class Abandoned(BaseException):
     """The main process is gone: clean up and end."""
-
-
-class Acks:
-    """What comes through the ack pipe, cut into acks (as `trace.Ack.line` has them).
-
-    Without a pattern each line is one. With a pattern (a regular expression) the lines are a program's output, and
-    those that it is found in are acks; a line that has not ended yet is none.
-    """
-
-    def __init__(self, pattern: str | None) -> None:
-        self._pattern = None if pattern is None else re.compile(pattern)
-        self._begun = b""
-
-    def take(self, data: bytes) -> list[bytes]:
-        """The acks that are complete when `data` has come too."""
-        found, self._begun = self._split(data)
-        return found
-
-    def would(self, data: bytes) -> list[bytes]:
-        """What `take` would give, were it asked now."""
-        return self._split(data)[0]
-
-    def _split(self, data: bytes) -> tuple[list[bytes], bytes]:
-        if self._pattern is None:
-            return data.splitlines(), b""
-        *lines, begun = (self._begun + data).split(b"\n")
-        texts = [line.decode("utf-8", "backslashreplace") for line in lines]
-        return [b"0" + canonical(text).encode() for text in texts if self._pattern.search(text)], begun
-
-
-class Crash(NamedTuple):
-    """Where to kill: after `cut` events, when the next one is of `kind` ("" for whatever comes).
-
-    torn: let this many bytes of the write at the cut through first. variant: "group" (everything), "worker" (the
-    worker alone, its children then run on to their end), "late" (the same, but they are held until recovery waits).
-    """
-
-    cut: int
-    kind: str = ""
-    torn: int = 0
-    variant: str = "group"
-
-
-class Outcome:
-    """How one run ended.
-
-    end: "normal", "killed" (as asked), "died" (exit status or signal in `status`), "timeout".
-    """
-
-    def __init__(self) -> None:
-        self.end = "normal"
-        self.status = 0
-        self.answer: dict[str, Any] = {}
-        self.acks: list[bytes] = []
-        self.trace = Trace([], [], [])
-        self.strays: list[str] = []
-        self.output = ""
-        #: the event that was about to happen when the kill struck, if any
-        self.before: Event | None = None
-        #: cuts at which the worker had children
-        self.company: list[int] = []
-        self.uncertain = 0
-
-
-#: for asking of this process itself
-_own = Processes()
-
-
-def others(but: frozenset[int]) -> list[int]:
-    """The children of this process, less those of `but` and the forkers: what runs have left behind."""
-    return [pid for pid in _own.children(os.getpid()) if pid not in but and pid not in forkers]
-
-
-def reap_all(but: frozenset[int] = frozenset()) -> None:
-    """SIGKILL and reap every descendant of this process, except the trees of `but` and of the forkers."""
-    while mine := others(but):
-        for pid in mine:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        for pid in mine:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, 0)
-
-
-def _reap_dead(mine: list[int]) -> None:
-    for pid in mine:
-        if not alive(pid):
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)
 
 
 class Supervision:
@@ -321,7 +232,7 @@ class Supervision:
         """Whether everything the worker left behind has ended, or has had its time."""
         left = others(self._but)
         if left:
-            _reap_dead(left)
+            reap_dead(left)
             left = others(self._but)
         if not left:
             self._alone = True

@@ -25,11 +25,13 @@ from crashtest.cells.barriers import Mending
 from crashtest.cells.drops import Drops, syncs_of
 from crashtest.cells.forker import BecomeForker, become, end_all
 from crashtest.cells.judge import Expected
+from crashtest.cells.leftovers import reap_all
+from crashtest.cells.outcome import Crash
 from crashtest.cells.power import Bounds, Power
 from crashtest.cells.prepare import prepare
 from crashtest.cells.realise import Bench
 from crashtest.cells.recoveries import Cells, Unbatchable
-from crashtest.cells.supervise import Abandoned, Crash, reap_all
+from crashtest.cells.supervise import Abandoned
 from crashtest.errors import HarnessError, UsageError
 from crashtest.observe import bpf
 from crashtest.persist.filesystems import MODELS

@@ -11,7 +11,7 @@ import pytest
 from crashtest import UsageError
 from crashtest.cells import mixture
 from crashtest.cells.judge import Expected
-from crashtest.cells.supervise import Acks
+from crashtest.cells.outcome import Acks
 from crashtest.commandline import declaration, split
 from crashtest.commands import Command, declare, from_plain, name_of, read
 from crashtest.looking import LONG, look_at, names_in, without_strangers

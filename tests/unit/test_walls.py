@@ -81,6 +81,8 @@ LEAN: set[str] = {
     "crashtest.cells.ending",
     "crashtest.cells.forker",
     "crashtest.cells.judge",
+    "crashtest.cells.leftovers",
+    "crashtest.cells.outcome",
     "crashtest.cells.plan",
     "crashtest.cells.prepare",
     "crashtest.cells.worker",
