@@ -12,7 +12,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import git_commit, kill_cell, operations, power, stop
+from benchmarks import git_commit, kill_cell, operations, power, states, stop
 from benchmarks.lean import Lean
 from benchmarks.measure import Ratio, Result
 from crashtest.observe import bpf
@@ -23,6 +23,7 @@ BENCHMARKS = {
     "git": git_commit.run,
     "operations": operations.run,
     "power": power.run,
+    "states": states.run,
 }
 
 

@@ -3,19 +3,23 @@
 Four programs that never stop, cut off after 1,000 and after 100,000 changes: one that syncs each operation, one that
 never syncs and writes over what is there, one that never syncs and replaces files through temporary ones, and one that
 only appends to a log. The state of the first three stays small; the log grows, and a state that differs in it costs
-what the log weighs. The figure is the processor time of the whole walk for each loss tried, four to a change; nothing
-is recovered. `python -m benchmarks.states`.
+what the log weighs. The figure is the processor time of the whole walk for each loss tried; nothing is recovered.
+`python -m benchmarks` has the first three, with one loss to a change; `python -m benchmarks.states` any of them, with
+four.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 
+from benchmarks.lean import Lean
+from benchmarks.measure import Figure, Ratio, Result
 from crashtest.persist.models import POSIX
 from crashtest.persist.states import Limits, Walk
 from crashtest.persist.tree import ROOT, Node, Tree
@@ -71,6 +75,8 @@ PROGRAMS: dict[str, Callable[[], Iterator[Op]]] = {
     "replaces": replacing,
     "appends": appending,
 }
+#: those whose state stays small
+TOLD = ["syncs", "overwrites", "replaces"]
 
 
 def trace(name: str, changes: int) -> list[Event]:
@@ -87,10 +93,10 @@ def trace(name: str, changes: int) -> list[Event]:
     return events
 
 
-def measured(name: str, changes: int) -> tuple[float, int]:
-    """(us for a loss that is tried, peak memory in MiB)."""
+def measured(name: str, changes: int, each: int) -> tuple[float, int]:
+    """(us for a loss that is tried, peak memory in MiB). each: losses to a change."""
     events = trace(name, changes)
-    walk = Walk(first_state(), events, POSIX, limits=Limits(total=4 * changes), seed=1)
+    walk = Walk(first_state(), events, POSIX, limits=Limits(total=each * changes), seed=1)
     before = _peak()
     began = time.process_time()
     for _ in walk:
@@ -109,23 +115,44 @@ def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
+def alone(name: str, changes: int, each: int, core: int | None = None) -> tuple[float, int]:
+    """The same in a process of its own, for its peak of memory."""
+    options = ["--one", "--changes", str(changes), "--each", str(each)]
+    options += [] if core is None else ["--core", str(core)]
+    command = [sys.executable, "-m", "benchmarks.states", name, *options]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    took, peak = done.stdout.split()
+    return float(took), int(peak)
+
+
+def run(lean: Lean, quick: bool) -> Result:
+    """For the table. One round: the figure of a walk is a mean over as many losses as changes."""
+    result, changes = Result(), 10_000 if quick else 100_000
+    for name in TOLD:
+        (short, _), (long, peak) = (alone(name, number, 1, lean.core) for number in (1000, changes))
+        grown, words = long / short, f"walk ({name}), time for a loss: {changes:,} changes / 1,000"
+        result.ratios.append(Ratio(words, grown, grown, grown, "", ("at most", 1.1)))
+        result.figures.append(Figure(f"walk ({name}), a loss, {changes:,} changes", long, "us"))
+        result.figures.append(Figure(f"walk ({name}), peak of memory, {changes:,} changes", peak, "MiB"))
+    return result
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.states", description=__doc__)
-    parser.add_argument("programs", nargs="*", default=["syncs", "overwrites", "replaces"], help=", ".join(PROGRAMS))
+    parser.add_argument("programs", nargs="*", default=TOLD, help=", ".join(PROGRAMS))
     parser.add_argument("--changes", type=int, default=100_000, help="the length compared with 1,000 (100,000)")
+    parser.add_argument("--each", type=int, default=4, help="losses tried for each change (4)")
+    parser.add_argument("--core", type=int, help="the core to run on (default: any)")
     parser.add_argument("--one", action="store_true", help="measure that length alone, in this process")
     chosen = parser.parse_args()
+    if chosen.core is not None:
+        os.sched_setaffinity(0, {chosen.core})
     for name in chosen.programs:
         if chosen.one:
-            print(*measured(name, chosen.changes))
+            print(*measured(name, chosen.changes, chosen.each))
             continue
-        each = []
-        for changes in (1000, chosen.changes):  # each in a process of its own, for its peak of memory
-            options = ["--one", "--changes", str(changes)]
-            command = [sys.executable, "-m", "benchmarks.states", name, *options]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            each.append(float(done.stdout.split()[0]))
-        print(f"{name}: {each[1] / each[0]:.2f} times the cost of a loss when the trace has {chosen.changes} changes")
+        (short, _), (long, _) = (alone(name, number, chosen.each, chosen.core) for number in (1000, chosen.changes))
+        print(f"{name}: {long / short:.2f} times the cost of a loss when the trace has {chosen.changes} changes")
     return 0
 
 

@@ -50,6 +50,10 @@ class Violation(msgspec.Struct, kw_only=True):
     shrunk: str = ""
 
 
+#: as many losses left out are told as more than that: what JSON carries exactly
+MOST = 1 << 53
+
+
 class ModelResult(msgspec.Struct, kw_only=True):
     """What was walked under one persistence model. Nested cells are not counted here."""
 
@@ -65,6 +69,7 @@ class ModelResult(msgspec.Struct, kw_only=True):
     nested: int = 0
     #: whether these were all that are possible at depth 2, and not a sample
     nested_exhaustive: bool = True
+    #: at most `MOST`
     skipped: int = 0
     exhaustive: bool = True
     guarantees: dict[str, GuaranteeVerdict] = {}

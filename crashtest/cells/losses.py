@@ -13,6 +13,7 @@ from crashtest.cells import judge
 from crashtest.cells.judge import Expected, Fault
 from crashtest.cells.plan import Cell
 from crashtest.scenario import Scenario
+from crashtest.verdict import MOST
 
 #: causes of one guarantee that are reduced and told
 CAUSES = 5
@@ -61,7 +62,7 @@ class Losses:
     def finish(self, coverage: dict[str, Any]) -> None:
         """One shard of the walk has come to its end."""
         self.finished += 1
-        self.skipped = max(self.skipped, min(int(coverage["skipped"]), 1 << 53))
+        self.skipped = max(self.skipped, min(int(coverage["skipped"]), MOST))
         self.exhaustive = self.exhaustive and coverage["exhaustive"]
         self.nested += coverage["nested"]
         self.nested_complete = self.nested_complete and coverage["nested_complete"]

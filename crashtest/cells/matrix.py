@@ -17,7 +17,7 @@ from crashtest.cells.losses import Cause
 from crashtest.cells.plan import Cell, cell_id, example_id, place
 from crashtest.errors import quoted
 from crashtest.scenario import GUARANTEES, REAL, Scenario, strength
-from crashtest.verdict import Boundary, GuaranteeVerdict, ModelResult, Nested, ScenarioResult, Violation
+from crashtest.verdict import MOST, Boundary, GuaranteeVerdict, ModelResult, Nested, ScenarioResult, Violation
 
 _HINTS = {
     "recovers": "recovery must cope with every state a crash can leave; make it handle this one",
@@ -122,7 +122,7 @@ def _walked(examples: list[Example], model: str, unrun: int, unknown: bool) -> M
         unique_states=sum(len(walk.seen) for walk in walks),
         nested=sum(walk.nested for walk in walks),
         nested_exhaustive=bool(walks) and all(walk.nested_complete for walk in walks),
-        skipped=min(sum(walk.skipped + walk.untried for walk in walks), 1 << 53),
+        skipped=min(sum(walk.skipped + walk.untried for walk in walks), MOST),
     )
     done = bool(walks) and not any(_unfinished(example, model) for example in examples)
     made.exhaustive = not unknown and done and all(walk.exhaustive and not walk.untried for walk in walks)

@@ -171,6 +171,11 @@ class History:
         self.cut += 1
         return event
 
+    def close(self) -> None:
+        """Let the units go of one another, so that their memory is free at once; the history goes no further."""
+        for unit in self.window:
+            unit.needs = unit.behind = unit.dependents = unit.over = unit.under = NOTHING
+
     def _issue(self, op: Op) -> None:
         for unit in self._split(op):
             self._enter(unit)

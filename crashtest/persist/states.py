@@ -138,7 +138,6 @@ class Walk:
         self._seen, self._tried, self._used = set(), {}, {}
         for level in range(1, len(_LEVELS) + 2):
             yield from self._pass(level, last=level > len(_LEVELS))
-        self._now = None
         self.coverage.finished = True
 
     def _pass(self, level: int, last: bool) -> Iterator[State]:
@@ -186,6 +185,8 @@ class Walk:
                 fresh = dict(history.groups.get(history.cut - 1, {}))
                 if fresh or not history.window:
                     yield history, fresh
+        self._now = None
+        history.close()  # units refer to each other in rings: without it the next pass stands beside this one's
 
     def _wanted(self, history: History) -> Units | None:
         """The units of which a loss must lose one; None: it need not."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from crashtest.report import words
 from crashtest.report.words import argument, safe
 from crashtest.scenario import REAL
-from crashtest.verdict import ModelResult, RunResult, RunStarted, ScenarioResult, Violation
+from crashtest.verdict import MOST, ModelResult, RunResult, RunStarted, ScenarioResult, Violation
 
 #: a line is pieces of text, each with a style ("" or a colour and weight as rich names them)
 Line = tuple[tuple[str, str], ...]
@@ -189,7 +189,9 @@ def power_figures(model: ModelResult) -> str:
     if model.exhaustive:
         return f"{figures}, all that are possible{recovery}, a sample"
     figures += recovery
-    missing = f"{model.skipped:,}" if model.skipped < 1_000_000 else f"about 10^{len(str(model.skipped)) - 1}"
+    power = len(str(model.skipped)) - 1
+    about = f"{'more than' if model.skipped >= MOST else 'about'} 10^{power}"
+    missing = f"{model.skipped:,}" if model.skipped < 1_000_000 else about
     return f"{figures}, {missing} more losses not tried"
 
 

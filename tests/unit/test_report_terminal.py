@@ -18,6 +18,7 @@ import pytest
 
 from crashtest.report import story, terminal, words
 from crashtest.verdict import (
+    MOST,
     Event,
     ModelResult,
     Nested,
@@ -545,3 +546,12 @@ def test_what_a_kill_broke_as_expected_is_caught_under_each_model_in_the_table()
     lines = ["".join(text for text, _ in line) for line in story.summary(result, [], [])]
     (row,) = (re.split(r"  +", line) for line in lines if line.startswith("atomic"))
     assert row == ["atomic", "1 caught, 1 violated", "1 caught"]
+
+
+@pytest.mark.parametrize(
+    ("skipped", "told"), [(999_999, "999,999"), (12_345_678, "about 10^7"), (MOST, "more than 10^15")]
+)
+def test_losses_left_out_are_told_as_a_number_a_person_can_use(skipped: int, told: str) -> None:
+    """One that was cut off at what JSON carries is not told as if it were the number."""
+    figures = story.power_figures(ModelResult(cells=2, skipped=skipped, exhaustive=False))
+    assert figures == f"2 states, {told} more losses not tried"

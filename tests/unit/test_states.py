@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 
 import pytest
 
 from crashtest.errors import HarnessError
-from crashtest.persist.models import POSIX, describe
+from crashtest.persist.models import POSIX, Unit, describe
 from crashtest.persist.states import Limits, Name, Walk, more_to_lose, reduced, state_of, window_at
 from crashtest.persist.tree import Tree
 from crashtest.trace import Op, Step
@@ -236,3 +237,27 @@ def test_what_dropping_a_sync_adds_is_counted_exactly() -> None:
     # the mode is kept, and at least one of two sectors is lost
     assert len(list(walk)) == 3
     assert (walk.coverage.losses, walk.coverage.exhaustive) == (3, True)
+
+
+def test_no_unit_of_a_pass_is_left_when_the_next_begins() -> None:
+    """Without the collector: what waits for it stands beside the next pass, and a long window is most of the memory."""
+
+    def units() -> int:
+        return sum(isinstance(one, Unit) for one in gc.get_objects())
+
+    disk = growing(20)
+    gc.collect()
+    before = units()
+    gc.disable()
+    try:
+        window, alive, level = 0, 0, 0
+        for state in disk.walk(POSIX, Limits(64, 400)):
+            if state.level != level:
+                level, alive = state.level, max(alive, units() - before)
+            window = max(window, len(list(window_at(disk.first, disk.events, state.cut, POSIX))))
+            gc.collect()
+        left = units() - before
+    finally:
+        gc.enable()
+    assert level > 2 and 0 < alive <= window
+    assert left == 0
