@@ -146,6 +146,28 @@ def test_shrinking_that_is_cut_short_says_so_and_goes_on_next_time(
     assert made.violations[0].operations == EXACTLY
 
 
+def test_what_only_a_power_cut_breaks_is_shrunk_to_the_same_three_operations(
+    write_scenario: Write, tmp_path: Path
+) -> None:
+    """A kill loses nothing of the file that is replaced without a sync, so the candidates are walked under `posix`."""
+    synced = """
+        fd = os.open(run.dir / "new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.write(fd, text.encode())
+        if run.ops[max(number - 2, 0) : number + 1] != ["put", "freeze", "drop"]:
+            os.fsync(fd)
+        os.close(fd)
+        os.replace(run.dir / "new", run.dir / "state")
+        run.ack(name)
+"""
+    head, rest = STORE.format(expect="()").split("        if run.ops[max", 1)
+    file = write_scenario(f"{head.rstrip()}{synced}{rest.partition('run.ack(name)')[2]}")
+    (made,) = run_once(file, tmp_path / "report", models=("kill", "posix")).scenarios
+    first = made.violations[0]
+    assert [(one.guarantee, one.model) for one in made.violations] == [("atomic", "posix")]
+    assert first.operations == EXACTLY
+    assert first.shrunk.startswith("shrunk from 5 operations to 3 in ") and "stopped" not in first.shrunk
+
+
 def test_without_time_for_it_the_drawn_sequence_is_reported(shrunk: Shown, tmp_path: Path) -> None:
     told: list[Event] = []
     (made,) = run_once(shrunk.file, tmp_path / "report", told.append, shrink=0.0).scenarios
