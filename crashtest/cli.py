@@ -176,7 +176,7 @@ def run(
     )
     wanted = flat(reports)
     _prepare(report_dir, wanted)
-    declared = declaration(session.words, command, report_dir)
+    declared = declaration(session.words, {**command, "allow_outside": allow_outside}, report_dir)
     paths = paths if declared is None else (*paths, declared)
     if not paths:
         raise UsageError("nothing to run; give files or directories with scenarios, or a command behind --")

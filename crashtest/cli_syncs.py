@@ -81,7 +81,8 @@ def syncs(
     from crashtest.report.terminal import interactive, printer
 
     session.report_dir = options["report_dir"]
-    declared = declaration(session.words, {name: options.pop(name) for name in NAMES}, options["report_dir"])
+    command = {name: options.pop(name) for name in NAMES} | {"allow_outside": options["allow_outside"]}
+    declared = declaration(session.words, command, options["report_dir"])
     paths = paths if declared is None else (*paths, declared)
     if not paths:
         raise UsageError("nothing to judge; give a file with a scenario, or a command behind --")

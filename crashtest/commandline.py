@@ -113,6 +113,7 @@ def declaration(words: list[str] | None, given: dict[str, Any], report_dir: Path
         state=None if state is None else os.path.relpath(state, report_dir / "commands"),
         ignore=list(given["ignore"]),
         env=dict(given["env"]),
+        allow_outside=list(given["allow_outside"]),
         guarantees=None if not given["guarantees"] else [one.strip() for one in given["guarantees"].split(",")],
     )
     made = dataclasses.replace(made, **{name: given[name] for name in _TAKEN})

@@ -10,6 +10,7 @@ it.
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import re
 import shutil
@@ -79,6 +80,8 @@ def from_plain(name: str, plain: object) -> Command:
     if not isinstance(plain, Mapping):
         raise UsageError(f"{name} is not a table; write its parts below [tool.crashtest.commands.{name}]")
     values = {str(key).replace("-", "_"): value for key, value in plain.items()}
+    if len(values) < len(plain):
+        raise UsageError(f"{name}: a part is given twice, once with - and once with _ in its name")
     kinds = {one.name: str(one.type) for one in fields(Command)}
     unknown = sorted(set(values) - set(kinds))
     if unknown:
@@ -108,13 +111,13 @@ _MEANT = {
 
 def _fits(kind: str, value: object) -> bool:
     if kind == "Words | None":
-        return (isinstance(value, str) and bool(value.strip())) or (_texts(value) and bool(value))
+        return (isinstance(value, str) and bool(value.strip())) or (_texts(value) and bool(value) and value != [""])
     if kind == "bool":
         return isinstance(value, bool)
     if kind == "str | None":
         return isinstance(value, str) and bool(value)
     if kind == "float | None":
-        return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+        return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e9
     if isinstance(value, Mapping) and kind.startswith(("dict", "list[str] | dict")):
         inner = (lambda one: isinstance(one, str)) if kind == "dict[str, str]" else _texts
         return all(isinstance(key, str) and inner(one) for key, one in value.items())
@@ -150,7 +153,7 @@ def declare(made: Command, name: str, source: str) -> Scenario:
 
     def setup(directory: Path) -> None:
         if made.state is not None:
-            _copy(base / made.state, directory)
+            _copy(base / made.state, directory, made.allow_outside)
         if made.setup is not None:
             shell.run(directory, made.setup)
 
@@ -195,7 +198,13 @@ def declare(made: Command, name: str, source: str) -> Scenario:
 
 def _refuse_senseless(made: Command, name: str) -> None:
     if (made.run is None) == (made.commands is None):
-        raise UsageError(f"{name} needs a command to run, or a list of them (commands), one of the two")
+        have = "neither" if made.run is None else "both"
+        raise UsageError(f"{name} has {have} of run (a command) and commands (a list of them); give one")
+    if "\\x00" in repr(made.plain()):
+        raise UsageError(f"{name}: no part can hold a NUL character")
+    for variable in made.env:
+        if not variable or "=" in variable:
+            raise UsageError(f"{name}: {quoted(variable)!r} is no name of an environment variable")
     if made.commands is not None and (not made.commands or made.ack_line is not None):
         raise UsageError(f"{name}: commands must not be empty, and each is acked by its exit 0, without an ack_line")
     if (made.ready is None) != (made.server is None):
@@ -207,10 +216,39 @@ def _refuse_senseless(made: Command, name: str) -> None:
             raise UsageError(f"{name}: ack_line {quoted(made.ack_line)} is no regular expression: {error}") from None
 
 
-def _copy(source: Path, directory: Path) -> None:
+def _refuse_ways_out(source: Path, allowed: Sequence[str]) -> None:
+    """What would lead a command in the copy to files outside of it. Raises `UsageError`.
+
+    allowed: globs of absolute paths that it may change.
+    """
+    top = os.path.realpath(source)
+    for at, folders, files in os.walk(top):
+        for name in [*folders, *files]:
+            full = os.path.join(at, name)
+            shown = quoted(os.path.relpath(full, top))
+            if name == ".git" and os.path.isfile(full) and not os.path.islink(full):
+                raise UsageError(
+                    f"{shown} in the state is a file that names a repository elsewhere, which a command would change "
+                    "(a linked work tree, or a submodule); give a clone"
+                )
+            if not os.path.islink(full):
+                continue
+            target = os.path.realpath(full)
+            inside = not os.path.isabs(os.readlink(full)) and os.path.commonpath([top, target]) == top
+            free = not os.path.exists(target) or any(fnmatch.fnmatchcase(target, glob) for glob in allowed)
+            if not inside and not free:
+                raise UsageError(
+                    f"{shown} in the state is a link out of it, to {quoted(target)}, which a command might change; "
+                    "take it away, make it relative, or say --allow-outside"
+                )
+
+
+def _copy(source: Path, directory: Path, allowed: Sequence[str]) -> None:
     """The content of `source`, with modes, symbolic links and extended attributes. Raises `UsageError`."""
+    source = Path(os.path.normpath(source))
     if not source.is_dir():
-        raise UsageError(f"the state directory {quoted(source)} is not there; give an existing one with --state")
+        raise UsageError(f"the state {quoted(source)} is no directory; give an existing one with --state")
+    _refuse_ways_out(source, allowed)
     try:
         shutil.copytree(source, directory, symlinks=True, dirs_exist_ok=True)
     except (OSError, shutil.Error) as error:
@@ -312,13 +350,16 @@ def read(path: Path, label: str) -> list[Scenario]:
     parse: Callable[[str], Any] = json.loads if path.suffix == ".json" else tomllib.loads
     try:
         whole = parse(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{label} cannot be read as a declaration of commands: {quoted(error)}") from None
     place: Any = whole
     for key in ("commands",) if path.suffix == ".json" else ("tool", "crashtest", "commands"):
         place = place.get(key) if isinstance(place, Mapping) else None
     if not isinstance(place, Mapping) or not place:
-        raise UsageError(f'{label} declares no commands; write [tool.crashtest.commands.NAME] with run = "..."')
+        how_to = (
+            '{"commands": {"NAME": {"run": "..."}}}' if path.suffix == ".json" else "[tool.crashtest.commands.NAME]"
+        )
+        raise UsageError(f"{label} declares no commands; write {how_to}")
     found = []
     for name, plain in place.items():
         if not str(name).isidentifier():

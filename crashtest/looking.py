@@ -25,9 +25,15 @@ def look_at(directory: Path, ignore: Sequence[str], environment: Mapping[str, st
     """What is there, as a plain value. ignore: globs of names below the directory that are passed over."""
     if (directory / ".git").is_dir():
         return repository(directory, ignore, environment, directory / ".git")
-    if all((directory / name).exists() for name in ("HEAD", "objects", "refs")):
+    if (directory / "HEAD").is_file() and all((directory / name).is_dir() for name in ("objects", "refs")):
         return repository(directory, ignore, environment, directory)
     return tree(directory, ignore)
+
+
+def ignored(name: str, globs: Iterable[str]) -> bool:
+    """Whether a name, or that of a directory it is in, matches one of the globs."""
+    above = [name[:at] for at, letter in enumerate(name) if letter == "/"]
+    return any(fnmatch.fnmatchcase(one, glob) for glob in globs for one in [*above, name])
 
 
 def names_in(states: Iterable[Any]) -> frozenset[str]:
@@ -41,12 +47,24 @@ def names_in(states: Iterable[Any]) -> frozenset[str]:
 def without_strangers(state: dict[str, Any], known: frozenset[str]) -> dict[str, Any]:
     """What `look_at` gave, without files that no run without a crash leaves: those are for `clean` to judge."""
     files = {name: held for name, held in _files(state).items() if name in known}
-    return {**state, "work tree": files} if "fsck" in state else files
+    return (
+        {**state, "work tree": files} if "work tree" in state and _of_git(state) else state if _of_git(state) else files
+    )
 
 
 def _files(state: dict[str, Any]) -> dict[str, Any]:
-    files: dict[str, Any] = state.get("work tree", {}) if "fsck" in state else state
+    files: dict[str, Any] = state.get("work tree", {}) if _of_git(state) else state
     return files
+
+
+def _of_git(state: dict[str, Any]) -> bool:
+    """Whether that is a repository: what a file holds is never a list."""
+    return isinstance(state.get("refs"), list)
+
+
+def _told(name: str) -> str:
+    """A name of any bytes as printable text, two names never as one."""
+    return name.replace("\\", "\\\\").encode("utf-8", "backslashreplace").decode()
 
 
 def tree(directory: Path, ignore: Sequence[str], without: str = "") -> dict[str, Any]:
@@ -56,17 +74,17 @@ def tree(directory: Path, ignore: Sequence[str], without: str = "") -> dict[str,
         for name in sorted([*folders, *files]):
             full = os.path.join(at, name)
             path = os.path.relpath(full, directory)
-            if path == without or any(fnmatch.fnmatchcase(path, glob) for glob in ignore):
+            if path == without or ignored(path, ignore):
                 if name in folders:
                     folders.remove(name)
                 continue
-            found[path.encode("utf-8", "backslashreplace").decode()] = _held(full)
+            found[_told(path)] = _held(full)
     return found
 
 
 def _held(path: str) -> Any:
     if os.path.islink(path):
-        return ("link", os.readlink(path).encode("utf-8", "backslashreplace").decode())
+        return ("link", _told(os.readlink(path)))
     if os.path.isdir(path):
         return ("directory",)
     if not os.path.isfile(path):
@@ -88,15 +106,18 @@ def repository(
 
     import subprocess  # here, because of threading, whose handler for forks costs each worker of a zygote dearly
 
+    bare = git_directory == directory
+    place = [] if bare else ["--work-tree", str(directory)]  # said, so that git looks for none further up
+
     def git(*words: str) -> str:
-        line = ["git", "--no-optional-locks", "-C", str(directory), *words]
+        line = ["git", "--no-optional-locks", "-C", str(directory), "--git-dir", str(git_directory), *place, *words]
         done = subprocess.run(line, env=dict(environment), stdin=subprocess.DEVNULL, capture_output=True, check=False)
         text = done.stdout if done.returncode == 0 else done.stdout + done.stderr
         return text.decode("utf-8", "backslashreplace").replace(str(directory), "{dir}").strip()
 
-    bare = git_directory == directory
+    branch = git("symbolic-ref", "--quiet", "HEAD") or "no branch"
     found: dict[str, Any] = {
-        "HEAD": git("log", "-1", "--format=%h %s"),
+        "HEAD": f"{branch.removeprefix('refs/heads/')}: {git('log', '-1', '--format=%h %s')}",
         "refs": sorted(git("for-each-ref", "--format=%(refname) %(objectname:short)").splitlines()),
         "fsck": git("fsck", "--strict", "--no-dangling", "--no-progress") or "no error",
     }

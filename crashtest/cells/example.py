@@ -303,15 +303,20 @@ def _vacuous(
     if outside:
         more = f" and {len(outside) - 3} more" if len(outside) > 3 else ""
         only = "only " if not changes else ""
+        do = (
+            "say --allow-outside GLOB if it may"
+            if scenario.driven
+            else "write below run.dir, or say allow_outside=[...]"
+        )
         return (
-            f"the workload {only}changes files outside its directory: {', '.join(map(quoted, outside[:3]))}{more}; "
-            "write below run.dir, or say allow_outside=[...]"
+            f"the workload {only}changes files outside its directory: {', '.join(map(quoted, outside[:3]))}{more}; {do}"
         )
     states = prepared["states"]
     if not changes and seccomp:
-        return "the workload changed nothing in its directory; write below run.dir"
+        return "the workload changed nothing in its directory" + ("" if scenario.driven else "; write below run.dir")
     if not acks and "durable" in scenario.claimed():
-        return "the workload never acked anything, so durable cannot be judged; call run.ack() after each operation"
+        do = "no whole line had what --ack-line says" if scenario.driven else "call run.ack() after each operation"
+        return f"the workload never acked anything, so durable cannot be judged; {do}"
     if len(set(states)) < 2:
         if scenario.looks:
             return (

@@ -6,10 +6,10 @@ observation is compared as canonical text (`crashtest.values`), so equal means e
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from crashtest.looking import ignored as passed_over
 from crashtest.values import shown
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def clean_fault(names: Sequence[str], allowed: Sequence[str], ignored: Sequence[
     """`clean`: no name is left that a normal run would not have, but for the `ignored` globs."""
 
     known = set(allowed)
-    left = [n for n in names if n not in known and not any(fnmatch.fnmatchcase(n, glob) for glob in ignored)]
+    left = [name for name in names if name not in known and not passed_over(name, ignored)]
     if not left:
         return None
     more = f" and {len(left) - 5} more" if len(left) > 5 else ""

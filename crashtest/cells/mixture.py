@@ -5,10 +5,11 @@ Guarantees: compares values that were observed, and names that were captured; gu
 
 from __future__ import annotations
 
-import fnmatch
 from typing import Any
 
 from crashtest.cells.judge import Expected
+from crashtest.errors import quoted
+from crashtest.looking import ignored
 from crashtest.values import parse
 
 #: names told at most
@@ -34,7 +35,7 @@ def parts(states: list[str], acked: int, observed: str) -> list[str]:
         as_in = next((number for number in others if _same(values[number][key], value)), None)
         age = {acked: ", old", acked + 1: ", new"}.get(-1 if as_in is None else as_in, "")
         words = "as in no state" if as_in is None else f"as after operation {as_in}{age}"
-        groups.setdefault(words, []).append(str(key))
+        groups.setdefault(words, []).append(quoted(key))
     return [f"{', '.join(keys)}: {words}" for words, keys in groups.items()]
 
 
@@ -45,7 +46,5 @@ def _same(one: Any, other: Any) -> bool:
 def left(names: list[str], expected: Expected, acked: int, ignore: tuple[str, ...]) -> list[str]:
     """Names below the state that no run without a crash has there, neither before nor after the next operation."""
     known = {name for number in (acked, acked + 1) if number < len(expected.names) for name in expected.names[number]}
-    found = [
-        name for name in names if name not in known and not any(fnmatch.fnmatchcase(name, glob) for glob in ignore)
-    ]
+    found = [quoted(name) for name in names if name not in known and not ignored(name, ignore)]
     return found[:MOST] + ([f"{len(found) - MOST} more"] if len(found) > MOST else [])

@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 from crashtest.trace import Event, Trace
 from crashtest.values import canonical
 
+#: bytes of a line in which an ack is looked for, at most
+LONGEST = 1 << 16
+
 
 class Acks:
     """What comes through the ack pipe, cut into acks (as `trace.Ack.line` has them).
@@ -21,20 +24,27 @@ class Acks:
 
     def __init__(self, pattern: str | None) -> None:
         self._pattern = None if pattern is None else re.compile(pattern)
-        self._begun = b""
+        self._begun = bytearray()
 
     def take(self, data: bytes) -> list[bytes]:
         """The acks that are complete when `data` has come too."""
-        found, self._begun = self._split(data)
+        found, begun = self._split(data)
+        if begun is None:
+            self._begun += data[: max(0, LONGEST - len(self._begun))]
+        else:
+            self._begun = begun[:LONGEST]
         return found
 
     def would(self, data: bytes) -> list[bytes]:
         """What `take` would give, were it asked now."""
         return self._split(data)[0]
 
-    def _split(self, data: bytes) -> tuple[list[bytes], bytes]:
+    def _split(self, data: bytes) -> tuple[list[bytes], bytearray | None]:
+        """The acks, and what of a line has begun after them; None: no line has ended."""
         if self._pattern is None:
-            return data.splitlines(), b""
+            return data.splitlines(), bytearray()
+        if b"\n" not in data:
+            return [], None
         *lines, begun = (self._begun + data).split(b"\n")
         texts = [line.decode("utf-8", "backslashreplace") for line in lines]
         return [b"0" + canonical(text).encode() for text in texts if self._pattern.search(text)], begun

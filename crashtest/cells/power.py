@@ -272,7 +272,7 @@ class Power:
     def story(self, root: Root, at: int, lost: list[Name]) -> dict[str, Any]:
         """What was lost, what later thing was kept, and the sync that is missing between them, in words."""
         units = {unit.name: unit for unit in window_at(root.first, root.events, at, self.model)}
-        gone = [units[name] for event, part in lost for name in [(event, part)]]
+        gone = [units[event, part] for event, part in lost]
         if not gone:
             return {"lost": [], "kept": [], "barrier": "", "where": "", "without": []}
         words = [f"{describe(unit)}{_in(unit.op.where)}" for unit in gone[:TOLD]]
@@ -358,7 +358,7 @@ def _over(events: list[Event], number: int) -> int:
     write (O_DSYNC) that a SIGKILL finds under way."""
     after = events[number + 1] if number + 1 < len(events) else None
     whole = isinstance(after, Op) and after.kind in SYNCS and after.call not in SYNCS and after.began == number + 1
-    return number + 1 + whole
+    return number + 1 + whole  # the recorder enters the two together, so nothing comes between them
 
 
 def telling(events: list[Event], cuts: list[int], number: int) -> list[int]:

@@ -98,6 +98,7 @@ def _learn(bench: Bench, first: Tree, ops: list[str] | None, expected: Expected)
         _normal(bench, ran, number)
         names = ran.disk.names()
         state, after = _observed(bench, ran.disk, expected, number)
+        _checked(bench, ran, number, number)
         expected.states.append(state)
         expected.names.append(sorted({*names, *after.names()}))
     for number in range(len(ops) + 1):
@@ -177,6 +178,7 @@ def _learn_at_acks(bench: Bench, first: Tree, expected: Expected) -> None:
         expected.states.append(state)
         expected.names.append(sorted({*names, *after.names()}))
     end, after = _observed(bench, runs[0].disk, None, len(trees) - 1)
+    _checked(bench, runs[0], len(trees) - 1, len(runs[0].outcome.acks))
     if len(trees) == 1 or "durable" not in bench.scenario.claimed():
         if end != expected.states[-1]:  # what follows the last ack is one more operation, without an ack
             expected.states.append(end)
@@ -244,6 +246,13 @@ def _observed(
         expected.notes.extend(note for note in restarted.notes if note not in expected.notes)
         expected.observe_changed = expected.observe_changed or restarted.observe_changed
     return restarted.value, restarted.tree
+
+
+def _checked(bench: Bench, ran: Ran, number: int, acked: int) -> None:
+    """The user's own check on what lies there, which must hold where nothing crashed. Raises `Problem`."""
+    words = bench.check([line[1:].decode() for line in ran.outcome.acks[:acked]])
+    if words:
+        raise Problem(f"in a run without a crash (after operation {number}) check {words}")
 
 
 def _agree(one: str, other: str, number: int) -> None:

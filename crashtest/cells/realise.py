@@ -426,6 +426,8 @@ class Bench:
         supervision = self._supervise("workload", ops, **options)
         outcome = supervision.run()
         self._end_stacks()
+        if "usage" in outcome.answer:
+            raise UsageError(f"{self.scenario.name}: {outcome.answer['usage']}")
         self.timed_out = self.timed_out or outcome.end == "timeout"
         disk, held = self.capture(), bool(supervision.held())
         if held:

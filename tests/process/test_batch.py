@@ -56,7 +56,8 @@ def test_recovery_that_remembers_is_judged_in_processes_of_its_own(crash: Crash,
     [
         "KEPT.append(open(directory / 'log', 'w')); KEPT[-1].write('recovered')",
         "import atexit; atexit.register((directory / 'log').write_text, 'recovered')",
-        "import subprocess; KEPT.append(subprocess.Popen(['sleep', '600']))",
+        # two seconds of patience for each recovery
+        pytest.param("import subprocess; KEPT.append(subprocess.Popen(['sleep', '600']))", marks=pytest.mark.slow),
     ],
     ids=["an open buffer", "an exit handler", "a child"],
 )

@@ -182,6 +182,11 @@ def test_a_command_that_fails_is_told_with_its_status_and_its_words(crash: Crash
     made = crash(declare_command({}, run="echo no luck >&2; exit 4"))
     assert made.verdict == "inconclusive"
     assert "ended with status 4; it last said no luck" in made.reason
+    made = crash(declare_command({"data": "0"}, run="echo 1 > n; mv n data", check="exit 3"))
+    assert made.verdict == "inconclusive", "a check that fails where nothing crashed says nothing of the program"
+    assert "check failed: exit 3 ended with status 3" in made.reason
+    made = crash(declare_command({"data": "0"}, run=["no-such-command"]))
+    assert made.usage_error and "no-such-command cannot be started: No such file" in made.reason
     made = crash(declare_command({"data": "0"}, run=": > data; echo 1 > data", recover="test -s data"))
     assert ("recovers", "kill") in broken(made)
     assert "recovery failed: test -s data ended with status 1" in made.violations[0].observed

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +13,16 @@ import pytest
 from crashtest import UsageError
 from crashtest.cells import mixture
 from crashtest.cells.judge import Expected
-from crashtest.cells.outcome import Acks
+from crashtest.cells.outcome import LONGEST, Acks
 from crashtest.commandline import declaration, split
 from crashtest.commands import Command, declare, from_plain, name_of, read
-from crashtest.looking import LONG, look_at, names_in, without_strangers
+from crashtest.looking import LONG, ignored, look_at, names_in, without_strangers
 from crashtest.values import canonical
 
 NOTHING: dict[str, Any] = {
     "state": None, "setup": None, "recover": None, "observe": None, "check": None, "commands": None, "server": None,
     "ready": None, "ack_line": None, "same": False, "whole": False, "ignore": (), "env": (), "guarantees": None,
+    "allow_outside": (),
 }  # fmt: skip
 
 
@@ -43,14 +46,19 @@ def test_what_stands_behind_two_dashes_is_never_read_as_an_option() -> None:
         ({"run": "x", "env": {"A": 1}}, "and must be a table of texts"),
         ({"run": "x", "ignore": "*.log"}, "and must be a list of texts"),
         ({"run": "x", "expect": {"kill": "atomic"}}, "or a table of such lists by model"),
-        ({}, "needs a command to run"),
-        ({"run": "x", "commands": ["y"]}, "one of the two"),
+        ({}, "has neither of run"),
+        ({"run": "x", "commands": ["y"]}, "has both of run"),
         ({"commands": []}, "must not be empty"),
         ({"commands": ["y"], "ack-line": "z"}, "without an ack_line"),
         ({"run": "x", "server": "s"}, "server and ready go together"),
         ({"run": "x", "ack_line": "("}, "is no regular expression"),
         ({"run": "x", "guarantees": ["atomc"]}, "unknown guarantees ['atomc']"),
         ({"run": "x", "guarantees": ["live"]}, "claims live"),
+        ({"run": [""]}, "or a list of words"),
+        ({"run": "a\0b"}, "no part can hold a NUL"),
+        ({"run": "x", "env": {"A=B": "c"}}, "'A=B' is no name of an environment variable"),
+        ({"run": "x", "timeout": float("inf")}, "must be a number of seconds"),
+        ({"run": "x", "ack-line": "a", "ack_line": "b"}, "given twice"),
     ],
 )
 def test_a_declaration_that_makes_no_sense_is_refused_with_its_part(plain: object, words: str) -> None:
@@ -86,6 +94,7 @@ def test_commands_are_declared_in_a_pyproject_too(tmp_path: Path) -> None:
     ("name", "text", "words"),
     [
         ("a.json", "{", "cannot be read as a declaration"),
+        ("a.json", "[" * 200_000, "cannot be read as a declaration"),
         ("a.json", "[]", "declares no commands"),
         ("a.toml", "[tool.other]", "declares no commands"),
         ("a.json", '{"commands": {"two words": {"run": "x"}}}', "cannot be a scenario's name"),
@@ -123,6 +132,9 @@ def test_an_ack_is_a_whole_line_that_has_the_pattern_however_it_is_written() -> 
     assert acks.would(b"ed 1\n") == [b'0"saved 1"']
     assert acks.take(b"ed 1\nother\nsaved 2\nsaved") == [b'0"saved 1"', b'0"saved 2"']
     assert acks.take(b"\xff\n") == [b'0"saved\\\\xff"']
+    assert [acks.take(bytes(1 << 15)) for _ in range(9)] == [[]] * 9
+    assert len(acks._begun) == LONGEST
+    assert acks.take(b"\nsaved 3\n") == [b'0"saved 3"']
     assert Acks(None).take(b"0null\n1null\n") == [b"0null", b"1null"]
 
 
@@ -170,3 +182,67 @@ def test_a_mixture_is_told_part_by_part() -> None:
     assert mixture.left(["a", "b", "c", "d.log"], expected, 0, ("*.log",)) == ["c"]
     assert mixture.left(["a", "b"], expected, 1, ()) == []
     assert mixture.left([f"t{n}" for n in range(7)], expected, 0, ())[-1] == "2 more"
+
+
+def test_a_state_is_not_taken_for_a_repository_by_the_names_in_it(tmp_path: Path) -> None:
+    for name in ("fsck", "HEAD", "refs", "work tree"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "objects").mkdir()
+    found = look_at(tmp_path, [], {})
+    assert found == {
+        "HEAD": "HEAD",
+        "fsck": "fsck",
+        "objects": ("directory",),
+        "refs": "refs",
+        "work tree": "work tree",
+    }
+    assert without_strangers(found, frozenset(found)) == found
+
+
+def test_the_branch_that_head_names_is_part_of_the_state(tmp_path: Path) -> None:
+    def git(*words: str) -> None:
+        identity = ["-c", "user.name=x", "-c", "user.email=x@example.invalid"]
+        subprocess.run(["git", "-C", str(tmp_path), *identity, *words], check=True)
+
+    git("init", "-q", "-b", "one")
+    git("commit", "-q", "--allow-empty", "-m", "first")
+    git("branch", "other")
+    before = look_at(tmp_path, [], os.environ)
+    git("symbolic-ref", "HEAD", "refs/heads/other")
+    after = look_at(tmp_path, [], os.environ)
+    assert (before["HEAD"].partition(":")[0], after["HEAD"].partition(":")[0]) == ("one", "other")
+    assert {**before, "HEAD": ""} == {**after, "HEAD": ""}
+
+
+def test_names_of_other_bytes_are_other_names(tmp_path: Path) -> None:
+    (tmp_path / "\udcff").touch()
+    (tmp_path / "\\udcff").touch()
+    assert len(look_at(tmp_path, [], {})) == 2
+
+
+def test_what_is_in_an_ignored_directory_is_ignored() -> None:
+    assert ignored("cache/a/b", ["cache"]) and ignored("x/y.log", ["*.log"]) and ignored("a/b/c", ["a/b"])
+    assert not ignored("cached", ["cache"]) and not ignored("x/cache", ["cache"])
+
+
+@pytest.mark.parametrize("way", ["link", "relative link", "work tree"])
+def test_a_state_that_leads_out_of_itself_is_refused_before_anything_runs(tmp_path: Path, way: str) -> None:
+    state, outside, copy = tmp_path / "state", tmp_path / "outside", tmp_path / "copy"
+    for directory in (state, outside, copy):
+        directory.mkdir()
+    (state / "fine").symlink_to("nowhere")
+    if way == "work tree":
+        (state / ".git").write_text("gitdir: ../outside\n")
+    else:
+        (state / "data").symlink_to(outside if way == "link" else "../outside")
+    scenario = declare(Command(run="true", state="state"), "one", str(tmp_path / "here.json"))
+    assert callable(scenario.setup)
+    with pytest.raises(UsageError, match="a link out of it" if "link" in way else "give a clone"):
+        scenario.setup(copy)
+    assert not list(copy.iterdir())
+    if "link" in way:
+        allowed = Command(run="true", state="state", allow_outside=[str(outside)])
+        made = declare(allowed, "one", str(tmp_path / "here.json")).setup
+        assert callable(made)
+        made(copy)
+        assert sorted(one.name for one in copy.iterdir()) == ["data", "fine"]
