@@ -72,13 +72,14 @@ class Stacks:
         self.asked = 0
         #: threads of programs that have no such handler, which an exec never brings back
         self._deaf: set[int] = set()
+        self._program = os.stat("/proc/self/exe")
 
     def ask(self, thread: int) -> bool:
         """Send a stopped thread the signal; True when its call must be failed with `RESTART`."""
         if thread in self._deaf:
             return False
         blocked, caught = self._processes.signals(thread)
-        if not caught & _BIT:
+        if not caught & _BIT or not self._runs_this(thread):
             self._deaf.add(thread)
             return False
         if blocked & _BIT:
@@ -87,6 +88,13 @@ class Stacks:
             return False
         self.asked = thread
         return True
+
+    def _runs_this(self, thread: int) -> bool:
+        """Whether it is of the program that this process is of: another one may handle the signal in its own way."""
+        try:
+            return os.path.samestat(os.stat(f"/proc/{thread}/exe"), self._program)
+        except OSError:
+            return False
 
     def writes(self, stop: Stop) -> bool:
         """Whether the thread that was asked has stopped to write its stack, and not for its call made anew."""

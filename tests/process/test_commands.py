@@ -277,3 +277,10 @@ def test_a_command_in_a_scenario_file_is_named_after_its_variable(crash: Crash, 
     )
     made = crash(path)
     assert (made.name, made.verdict, made.as_expected) == (f"{path}::tidy", "violated", True)
+
+
+def test_a_program_is_never_sent_a_signal_that_it_handles_itself(crash: Crash, declare_command: Declare) -> None:
+    """Python workers tell their code line when they get one; a program that handles all signals is no such worker."""
+    script = "trap 'exit 9' RTMAX-1; echo 1 > n; mv n data"
+    made = crash(declare_command({"data": "0"}, run=["bash", "-c", script]))
+    assert (made.verdict, made.reason) == ("held", "")
