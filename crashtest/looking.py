@@ -47,9 +47,9 @@ def names_in(states: Iterable[Any]) -> frozenset[str]:
 def without_strangers(state: dict[str, Any], known: frozenset[str]) -> dict[str, Any]:
     """What `look_at` gave, without files that no run without a crash leaves: those are for `clean` to judge."""
     files = {name: held for name, held in _files(state).items() if name in known}
-    return (
-        {**state, "work tree": files} if "work tree" in state and _of_git(state) else state if _of_git(state) else files
-    )
+    if not _of_git(state):
+        return files
+    return {**state, "work tree": files} if "work tree" in state else state  # a bare repository has no files
 
 
 def _files(state: dict[str, Any]) -> dict[str, Any]:
