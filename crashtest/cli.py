@@ -26,7 +26,7 @@ from crashtest.cli_syncs import syncs
 from crashtest.cli_violations import export, replay
 from crashtest.commandline import command_options, declaration, split
 from crashtest.errors import HarnessError, UsageError, quoted
-from crashtest.options import OBSERVATION, PATHS, SELECT, TIMEOUT, Duration, Jobs, Names, flat
+from crashtest.options import GRACE, OBSERVATION, PATHS, SELECT, SIGNAL, TIMEOUT, Duration, Jobs, Names, flat
 from crashtest.scenario import GUARANTEES, MODELS, REAL
 from crashtest.selection import NothingSelected, SeveralErrors, failed_last, gather
 
@@ -96,6 +96,8 @@ def cli() -> None:
 )
 @click.option("-x", "stop_on_first", is_flag=True, help="Stop after the first scenario that is not as expected.")
 @TIMEOUT
+@SIGNAL
+@GRACE
 @click.option("--max-time", type=Duration(), metavar="TIME", help="Stop the run after this time: 90, 5m, 1h.")
 @click.option("--allow-partial", is_flag=True, help="A run that --max-time stopped may still end in exit 0.")
 @OBSERVATION
@@ -135,6 +137,8 @@ def run(
     jobs: int,
     stop_on_first: bool,
     timeout: float,
+    signals: tuple[tuple[str, ...], ...],
+    grace: float,
     max_time: float | None,
     allow_partial: bool,
     observation: str,
@@ -162,6 +166,8 @@ def run(
         jobs=jobs,
         stop_on_first=stop_on_first,
         timeout=timeout,
+        signals=flat(signals),
+        grace=grace,
         max_time=max_time,
         allow_partial=allow_partial,
         report_dir=report_dir,

@@ -14,7 +14,7 @@ import click
 
 from crashtest.cli_session import DEFAULT_REPORT_DIR, Session, quietly
 from crashtest.errors import UsageError, quoted
-from crashtest.options import OBSERVATION, TIMEOUT
+from crashtest.options import GRACE, OBSERVATION, TIMEOUT
 
 if TYPE_CHECKING:
     from crashtest.verdict import Emit
@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     show_default=True, metavar="DIR", help="The report directory that holds the violation.",
 )  # fmt: skip
 @TIMEOUT
+@GRACE
 @OBSERVATION
 @click.pass_obj
-def replay(session: Session, identity: str, report_dir: Path, timeout: float, observation: str) -> int:
+def replay(session: Session, identity: str, report_dir: Path, timeout: float, grace: float, observation: str) -> int:
     """Do one stored violation again.
 
     ID is what a report shows, or the file of the record, from this machine or another. Its scenario is looked for in
@@ -44,7 +45,7 @@ def replay(session: Session, identity: str, report_dir: Path, timeout: float, ob
     record = find_record(identity, report_dir)
     import crashtest.scale.replay as engine
 
-    settings = Settings(report_dir=report_dir, timeout=timeout, observation=observation)
+    settings = Settings(report_dir=report_dir, timeout=timeout, grace=grace, observation=observation)
     told = Replayed(sys.stdout, report_dir)
     emit: Emit = FanOut(told)
     result = engine.replay(record, settings, emit)

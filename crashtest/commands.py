@@ -41,7 +41,8 @@ class Command:
     ack; without it exit 0 is the one ack. same: an operation may change nothing that can be observed. whole: only the
     whole group is killed, never the command alone while what it started goes on. server: started before each command
     and ended (SIGTERM) after it; ready: asked until it ends with exit 0. ignore: globs of names that neither `clean`
-    nor the observation sees. env: variables. timeout: seconds for one part.
+    nor the observation sees. env: variables. signals: names (`scenario.SIGNALS`) of those by which the command is ended
+    as well. timeout: seconds for one part.
     """
 
     run: Words | None = None
@@ -61,6 +62,7 @@ class Command:
     guarantees: list[str] | None = None
     expect: list[str] | dict[str, list[str]] = field(default_factory=list)
     allow_outside: list[str] = field(default_factory=list)
+    signals: list[str] = field(default_factory=list)
     timeout: float | None = None
 
     def plain(self) -> dict[str, Any]:
@@ -183,6 +185,7 @@ def declare(made: Command, name: str, source: str) -> Scenario:
         allow_outside=tuple(made.allow_outside),
         timeout=made.timeout,
         source=source,
+        signals=tuple(made.signals),
     )
     declared.make_ops = None if commands is None else lambda: list(commands)
     declared.do_recover = recover if made.recover is not None or made.server is not None else None
@@ -271,9 +274,11 @@ class _Shell:
             ["/bin/sh", "-c", _at(words, directory)] if isinstance(words, str) else [_at(w, directory) for w in words]
         )
         try:
+            # a process group of its own, as under a shell: a signal for it is none for the worker
             return subprocess.Popen(
-                line, cwd=directory, env=self.environment(directory), stdin=subprocess.DEVNULL, stdout=stdout
-            )
+                line, cwd=directory, env=self.environment(directory), stdin=subprocess.DEVNULL, stdout=stdout,
+                process_group=0,
+            )  # fmt: skip
         except OSError as error:
             raise UsageError(f"{quoted(line[0])} cannot be started: {quoted(error.strerror)}") from None
 

@@ -23,6 +23,9 @@ class Settings:
     stop_on_first: bool = False
     timeout: float = 10.0
     max_time: float | None = None
+    #: signals by which every scenario is ended as well (`scenario.SIGNALS`), and the time to end by itself then
+    signals: tuple[str, ...] = ()
+    grace: float = 2.0
     allow_partial: bool = False
     #: globs of paths outside the state directory that any scenario may change
     allow_outside: tuple[str, ...] = ()

@@ -14,6 +14,8 @@ from typing import Any
 
 import click
 
+from crashtest.scenario import SIGNALS
+
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", re.ASCII)
 
 
@@ -70,6 +72,18 @@ class Names(click.ParamType[tuple[str, ...]]):
         return names
 
 
+class Signals(Names):
+    """Names of signals, with or without the SIG that they begin with."""
+
+    def __init__(self) -> None:
+        super().__init__("signal that a run can be ended by", SIGNALS)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        if isinstance(value, str):
+            value = ",".join(part.strip().upper().removeprefix("SIG") for part in value.split(","))
+        return super().convert(value, param, ctx)
+
+
 def usable_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     """How many cores this process may use: its affinity, and the limit of its control group. At least 1."""
     if hasattr(os, "sched_getaffinity"):
@@ -93,6 +107,15 @@ def flat(several: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
 TIMEOUT = click.option(
     "--timeout", type=Duration(), default="10", show_default=True, metavar="TIME",
     help="How long one run of a part of a scenario may take, where the scenario does not say so itself.",
+)  # fmt: skip
+SIGNAL = click.option(
+    "--signal", "signals", multiple=True, type=Signals(), metavar="NAMES",
+    help=f"Signals, comma separated: {', '.join(SIGNALS)}. At each crash point the program is also sent each of these, "
+    "and may end by itself.",
+)  # fmt: skip
+GRACE = click.option(
+    "--grace", type=Duration(), default="2", show_default=True, metavar="TIME",
+    help="How long a program may take to end by itself after a signal, until it is killed.",
 )  # fmt: skip
 OBSERVATION = click.option(
     "--observation", type=click.Choice(["auto", "seccomp", "steps"]), default="auto", show_default=True,

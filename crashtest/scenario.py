@@ -26,6 +26,8 @@ ALL = frozenset(GUARANTEES) - {"check"}
 #: the strongest first (`persist.filesystems`)
 MODELS = ("kill", "ext4-lock", "ext4", "ext4-noda", "xfs", "btrfs", "posix")
 DEFAULT_MODELS = ("kill", "posix")
+#: signals that a program may handle, by which it can be ended instead of by SIGKILL
+SIGNALS = ("TERM", "INT", "HUP")
 #: real file systems (`persist.realfs`), named like models, and the model that each is held against
 REAL = {
     "real-ext4-lock": "ext4-lock", "real-ext4": "ext4", "real-ext4-journal": "ext4", "real-ext4-noda": "ext4-noda",
@@ -93,6 +95,7 @@ class Scenario:
         allow_outside: tuple[str, ...] = (),
         timeout: float | None = None,
         source: str = "",
+        signals: tuple[str, ...] = (),
     ) -> None:
         self.workload = workload
         self.setup: Setup = {} if setup is None else setup
@@ -102,6 +105,8 @@ class Scenario:
         self.ignore = ignore
         self.allow_outside = allow_outside
         self.timeout = timeout
+        #: names out of `SIGNALS`: the program is ended by each of them too, at each crash point
+        self.signals = signals
         #: the file that declares it, as it was opened; `file` is how it is shown
         self.source = self.file = source
         self.make_ops: Callable[[], Any] | None = None
@@ -171,6 +176,9 @@ class Scenario:
 
     def validate(self) -> None:
         """Raises `UsageError` when the declaration cannot be judged as it stands."""
+        unknown_signals = sorted(set(self.signals) - set(SIGNALS))
+        if unknown_signals:
+            raise UsageError(f"{self.name}: unknown signals {unknown_signals}; known: {', '.join(SIGNALS)}")
         expected: set[str] = set()
         if isinstance(self.expect, Mapping):
             unknown_models = sorted(set(self.expect) - set(MODELS))
@@ -216,6 +224,7 @@ def scenario(
     ignore: Iterable[str] = (),
     allow_outside: Iterable[str] = (),
     timeout: float | None = None,
+    signals: Iterable[str] = (),
 ) -> Any:
     """Declare a scenario; decorates the workload, a function of one `Run`.
 
@@ -226,8 +235,9 @@ def scenario(
     ignore: globs of names that `clean` passes over.
     allow_outside: globs of paths outside the state directory that may change.
     timeout: seconds that one run of a part may take (default: the run's `--timeout`).
+    signals: names out of `SIGNALS`: at each crash point the workload is ended by each of these as well.
     """
-    for label, value in (("guarantees", guarantees), ("steps", steps), ("ignore", ignore)):
+    for label, value in (("guarantees", guarantees), ("steps", steps), ("ignore", ignore), ("signals", signals)):
         if isinstance(value, str):
             raise UsageError(f"{label}={value!r} is a string; give a set of names: {label}={{{value!r}}}")
     if isinstance(expect, str):
@@ -244,6 +254,7 @@ def scenario(
             allow_outside=tuple(allow_outside),
             timeout=timeout,
             source=function.__code__.co_filename,
+            signals=tuple(signals),
         )
 
     return declare if workload is None else declare(workload)

@@ -40,6 +40,9 @@ class Violation(msgspec.Struct, kw_only=True):
     left: list[str] = []
     #: syncs whose effect was dropped from the record: the program itself does not break the guarantee there
     without: list[str] = []
+    #: the program got a signal that it may handle: what it did after that, and how it ended; else empty
+    after: list[str] = []
+    ended: str = ""
     #: real file systems on which a power cut at this place broke the guarantee too, and those on which none did
     seen: list[str] = []
     not_seen: list[str] = []
@@ -61,6 +64,8 @@ class ModelResult(msgspec.Struct, kw_only=True):
     cells: int = 0
     #: how many of the cells are real kills; the others were made from the record
     kills: int = 0
+    #: how many of those sent a signal that the program may handle, by its name
+    signals: dict[str, int] = {}
     #: distinct trees recovered
     trees: int = 0
     #: distinct (tree, acks) judged

@@ -14,7 +14,7 @@ from crashtest.cells.judge import Fault
 from crashtest.cells.losses import Losses
 from crashtest.cells.plan import Cell, Plan, place, plan
 from crashtest.errors import quoted
-from crashtest.scenario import Scenario
+from crashtest.scenario import SIGNALS, Scenario
 from crashtest.trace import Ack, Event, Op, from_plain, near
 
 
@@ -55,12 +55,20 @@ class Example:
         self.reason = "" if prepared["problem"] == "" else prepared["problem"]
         self.reason = self.reason or _vacuous(scenario, ops, prepared, self.events, seccomp)
         company = [] if scenario.whole else prepared["company"]
-        self.plan = Plan(0, [], 0) if self.reason else plan(self.events, company, seccomp)
+        acks_itself = not scenario.driven or scenario.ack_line is not None
+        self.plan = (
+            Plan(0, [], 0) if self.reason else plan(self.events, company, seccomp, scenario.signals, acks_itself)
+        )
+        #: cells in which the run ended before it came to the place of its signal
+        self.unsent = 0
 
     # -- taking facts in ---------------------------------------------------------------------------------------
 
     def add(self, cell: Cell, facts: dict[str, Any]) -> None:
         """Judge one realised cell."""
+        if cell.variant in SIGNALS and self.missed(cell, facts):
+            self.unsent += 1
+            return
         self.cells.append((cell, facts))
         self.self_proofs += facts["proved"]
         if facts["proof"] and not self.prepared["unmodelled"]:
@@ -185,7 +193,8 @@ class Example:
         """What makes two violations of a guarantee one: the same call at the same place in the program."""
         if cell.inner:
             return f"{_call(facts['then'])} {facts['inner_where']} in recovery"
-        return f"{_call(facts['before'])} {self.where(cell, facts)}"
+        by = f" by SIG{cell.variant}" if cell.variant in SIGNALS else ""
+        return f"{_call(facts['before'])} {self.where(cell, facts)}{by}"
 
     def can_be_rebuilt(self, cell: Cell, facts: dict[str, Any]) -> bool:
         """Whether the record gives the crash state of a cell: a kill of the whole group where it was recorded."""

@@ -8,6 +8,7 @@ its earliest crash state, with its count. What a kill leaves a power cut can lea
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from crashtest.cells import mixture
@@ -16,7 +17,7 @@ from crashtest.cells.judge import Fault
 from crashtest.cells.losses import Cause
 from crashtest.cells.plan import Cell, cell_id, example_id, place
 from crashtest.errors import quoted
-from crashtest.scenario import GUARANTEES, REAL, Scenario, strength
+from crashtest.scenario import GUARANTEES, REAL, SIGNALS, Scenario, strength
 from crashtest.verdict import MOST, Boundary, GuaranteeVerdict, ModelResult, Nested, ScenarioResult, Violation
 
 _HINTS = {
@@ -110,7 +111,9 @@ def _walked(examples: list[Example], model: str, unrun: int, unknown: bool) -> M
             kills=sum(cell.variant not in ("rebuilt", "computed") for e in examples for cell, _ in e.cells),
             trees=sum(len(e.facts) for e in examples),
             unique_states=sum(len(e.seen) for e in examples),
-            skipped=sum(e.plan.skipped + sum(f["skipped"] for f in e.facts.values()) for e in examples) + unrun,
+            skipped=sum(e.plan.skipped + e.unsent + sum(f["skipped"] for f in e.facts.values()) for e in examples)
+            + unrun,
+            signals=dict(Counter(cell.variant for e in examples for cell, _ in e.cells if cell.variant in SIGNALS)),
         )
         made.exhaustive = not made.skipped and not unknown
         return made
@@ -248,6 +251,7 @@ def _add(
     made = found[key] = _violation(example, fault, cell, facts["acks"])
     _describe_state(made, example, facts)
     made.point = place(example.events, cell, facts["before"], facts.get("then", ""))
+    made.after, made.ended = facts.get("after", []), facts.get("ended", "")
     made.where = example.where(cell, facts) if cell.model == "kill" else str(facts["where"])
 
 
@@ -326,7 +330,24 @@ def _notes(made: ScenarioResult, scenario: Scenario, examples: list[Example]) ->
             notes[f"{again} crash points were not come to again when they were to be killed, so they were rebuilt"] = (
                 None
             )
+        for words in _of_signals(example):
+            notes[words] = None
         strays: list[str] = next((facts["strays"] for _, facts in example.cells if facts["strays"]), [])
         if strays:
             notes[f"processes outlived the kill and were ended: {', '.join(map(quoted, strays[:3]))}"] = None
     made.notes = list(notes)
+
+
+def _of_signals(example: Example) -> list[str]:
+    """Signals that did not end the program, and those that were not sent."""
+    notes = []
+    late = [(cell, facts["outlasted"]) for cell, facts in example.cells if facts["outlasted"]]
+    if late:
+        (cell, names), of = late[0], sum(cell.variant in SIGNALS for cell, _ in example.cells)
+        notes.append(
+            f"in {len(late)} of {of} cells that sent a signal, something had not ended when its grace was over, and "
+            f"was killed: {', '.join(map(quoted, names[:3]))} after SIG{cell.variant}; give it more time with --grace"
+        )
+    if example.unsent:
+        notes.append(f"{example.unsent} crash points were not come to again when a signal was to be sent there")
+    return notes

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 from crashtest.trace import Event, Trace
 from crashtest.values import canonical
 
+#: how long processes that outlive their workload, or got a signal, may take to end by themselves, in seconds
+GRACE = 2.0
 #: bytes of a line in which an ack is looked for, at most
 LONGEST = 1 << 16
 
@@ -54,13 +56,15 @@ class Crash(NamedTuple):
     """Where to kill: after `cut` events, when the next one is of `kind` ("" for whatever comes).
 
     torn: let this many bytes of the write at the cut through first. variant: "group" (everything), "worker" (the
-    worker alone, its children then run on to their end), "late" (the same, but they are held until recovery waits).
+    worker alone, its children then run on to their end), "late" (the same, but they are held until recovery waits), or
+    the name of a signal (`scenario.SIGNALS`) that everything gets instead, and then `grace` seconds to end by itself.
     """
 
     cut: int
     kind: str = ""
     torn: int = 0
     variant: str = "group"
+    grace: float = GRACE
 
 
 class Outcome:
@@ -76,6 +80,10 @@ class Outcome:
         self.acks: list[bytes] = []
         self.trace = Trace([], [], [])
         self.strays: list[str] = []
+        #: a signal that may be handled: how many events had happened when it was sent, None: none was
+        self.signalled: int | None = None
+        #: the programs that had not ended when their grace was over, and were killed
+        self.outlasted: list[str] = []
         self.output = ""
         #: the event that was about to happen when the kill struck, if any
         self.before: Event | None = None

@@ -9,13 +9,16 @@ from __future__ import annotations
 from _blake2 import blake2b  # as in persist/tree.py
 from typing import NamedTuple
 
+from crashtest.scenario import SIGNALS
 from crashtest.trace import PAGE, Ack, Event, Op, Step, crash_points
 
 #: page boundaries tried inside one write
 TEARS = 3
 #: calls whose bytes the supervisor knows before they are written, so that it can let a prefix through
 _TEARABLE = frozenset({"write", "pwrite64", "writev", "pwritev", "pwritev2"})
-_VARIANTS = {"group": "", "worker": "w", "late": "l", "rebuilt": "r", "computed": ""}
+_VARIANTS = {
+    "group": "", "worker": "w", "late": "l", "rebuilt": "r", "computed": "", "TERM": "t", "INT": "i", "HUP": "h",
+}  # fmt: skip
 #: how many events may be repeated in all by workers that are really killed, before only a sample of the crash points is
 #: a real kill: at 220 points each is one. Their cost would grow with the square of the number of operations
 REPEATED = 25_000
@@ -81,8 +84,14 @@ def tears_tried(op: Op) -> tuple[list[int], int]:
     return [lengths[0], lengths[len(lengths) // 2], lengths[-1]], len(lengths) - TEARS
 
 
-def plan(events: list[Event], company: list[int], seccomp: bool) -> Plan:
-    """The cells of one recorded run. company: the cuts at which the worker had children."""
+def plan(
+    events: list[Event], company: list[int], seccomp: bool, signals: tuple[str, ...] = (), acks_itself: bool = True
+) -> Plan:
+    """The cells of one recorded run.
+
+    company: the cuts at which the worker had children. signals: those that the program is to be ended by as well.
+    acks_itself: where it acks it is still there, and not only what has started it.
+    """
     points = crash_points(events)
     beside = set(company)
     cells: list[Cell] = []
@@ -93,12 +102,15 @@ def plan(events: list[Event], company: list[int], seccomp: bool) -> Plan:
         if isinstance(event, Op) and event.call == "mmap":
             cells.append(Cell(cut, kind, 0, "rebuilt"))  # no call announces a store into a mapping
             continue
+        sent = signals if kind and (acks_itself or kind != "ack") else ()
+        skipped += 0 if seccomp else len(sent)
         if not seccomp and kind == "ack":
             skipped += 1  # observed by steps alone, a worker cannot be stopped before an ack
             continue
         cells.append(Cell(cut, kind, 0, "group"))
         if cut in beside:
             cells += [Cell(cut, kind, 0, "worker"), Cell(cut, kind, 0, "late")]
+        cells += [Cell(cut, kind, 0, name) for name in sent if seccomp]
         if isinstance(event, Op):
             chosen, left_out = tears_tried(event)
             skipped += left_out
@@ -147,7 +159,8 @@ def cell_id(name: str, example: str, cell: Cell, model: str) -> str:
 
 
 def place(events: list[Event], cell: Cell, before: str, then: str = "") -> str:
-    """Where the crash struck, in words that follow "died": "before rename(a.tmp -> a)". then: and recovery after it."""
+    """Where the crash struck, in words that follow "died": "before rename(a.tmp -> a)"; for a signal in words that
+    follow "got": "SIGTERM before rename(a.tmp -> a)". then: and recovery after it."""
     parts = []
     power = cell.model != "kill"
     if cell.cut and cell.cut <= len(events) and isinstance(events[cell.cut - 1], Ack):
@@ -163,6 +176,8 @@ def place(events: list[Event], cell: Cell, before: str, then: str = "") -> str:
         words += " (the workload's own process was killed alone; its children ran on to their end)"
     elif cell.variant == "late":
         words += " (the workload's own process was killed alone; its children were held until recovery waited for them)"
+    elif cell.variant in SIGNALS:
+        words = f"SIG{cell.variant} {words}"
     elif cell.variant == "rebuilt":
         words += " (rebuilt from the record: a kill cannot be timed there)"
     if cell.inner:

@@ -25,6 +25,8 @@ from crashtest.trace import Ack, Event, Op, Step, Trace, crash_points
 
 #: states that a batch turned out unfit for, after which no more is tried
 ENOUGH_UNFIT = 3
+#: events after a signal that are told
+TOLD = 6
 #: one in so many batched states is also recovered in processes of its own
 SAMPLED = 64
 
@@ -131,10 +133,22 @@ class Cells:
             "step": step,
             "proof": ran.proof,
             "strays": out.strays,
+            **self._since_signal(out),
             "outside": out.trace.outside,
             "proved": self.bench.program is not None and not held,
             "acks": len(out.acks),
         }
+
+    def _since_signal(self, out: Outcome) -> dict[str, Any]:
+        """What the program did after a signal, and how it ended; nothing where it was sent none."""
+        if out.signalled is None:
+            return {"after": [], "ended": "", "outlasted": []}
+        ended = failure(out, self.bench.timeout).removeprefix("failed: ") or "ended normally"
+        if out.outlasted:
+            ended = "had not ended when its grace was over, and was killed"
+        after = [event.describe() for event in out.trace.events[out.signalled :]]
+        return {"after": after[:TOLD] + ([f"{len(after) - TOLD} more"] if after[TOLD:] else []), "ended": ended,
+                "outlasted": out.outlasted}  # fmt: skip
 
     def _late(self, crash: Crash, ran: Ran, supervision: Supervision) -> dict[str, Any]:
         """Recovery starts while the killed worker's children are held; they go on when it waits for a lock."""

@@ -1,6 +1,6 @@
-"""Running one child to its end under supervision: fork, watch, record, and SIGKILL at the chosen crash point.
+"""Running one child to its end under supervision: fork, watch, record, and end it at the chosen crash point.
 
-Guarantees: the kill is a real SIGKILL of real processes, sent while the thread that was about to make the next
+Guarantees: a kill is a real SIGKILL of real processes, sent while the thread that was about to make the next
 change is stopped before it; afterwards every process of the run has been reaped, whatever session or group it moved
 to. Never signals a process that is not a descendant of this zygote. Waits are bounded by a deadline; a run that
 exceeds it is killed and says so.
@@ -9,6 +9,7 @@ exceeds it is killed and says so.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import select
@@ -19,7 +20,8 @@ from typing import Any
 
 from crashtest.cells.forker import Forker
 from crashtest.cells.leftovers import others, reap_all, reap_dead
-from crashtest.cells.outcome import Acks, Crash, Outcome
+from crashtest.cells.outcome import GRACE, Acks, Crash, Outcome
+from crashtest.cells.signalled import Grace, number_of
 from crashtest.errors import HarnessError
 from crashtest.observe import bpf
 from crashtest.observe.finding import Message, Pending, Sync
@@ -28,11 +30,10 @@ from crashtest.observe.process import Processes, alive, children
 from crashtest.observe.stacks import RESTART, Stacks
 from crashtest.observe.syncs import time_sync
 from crashtest.observe.syscalls import Recorder
+from crashtest.scenario import SIGNALS
 from crashtest.trace import Ack, Event, Step, Trace
 
 _EXECS = frozenset(number for number, name in bpf.call_names().items() if name.startswith("exec"))
-#: how long processes that outlive their workload may take to end by themselves, in seconds
-GRACE = 2.0
 #: how long a call of another thread may stay under way before it is taken as failed, in seconds
 PATIENCE = 1.0
 
@@ -90,6 +91,8 @@ class Supervision:
         self._ack_bytes = b""
         self._killed = False
         self._worker_gone = False
+        #: since the run was sent a signal that it may handle
+        self._grace: Grace | None = None
         #: nothing of the run is left, so that nothing can come any more
         self._alone = False
         self._events: list[Event] = []  # steps and acks, when nothing else is observed
@@ -148,6 +151,8 @@ class Supervision:
                 wait = 0.02
             elif self._on_lock is not None:
                 wait = min(wait, 0.5)
+            if self._grace is not None:
+                wait = min(wait, 0.02 if self._grace.ahead else max(self._grace.until - time.monotonic(), 0) + 0.001)
             ready = poll(wait, 8)
             if not ready:
                 self._nothing_came()
@@ -163,6 +168,9 @@ class Supervision:
                     self._serve(fd, flags)
                 if self._killed:
                     return
+            if self._grace is not None and self._grace_is_over(self._grace):
+                self._kill_group()
+                return
             if self._worker_gone and self._others_done():
                 return
             if self._in_turns and self._answer.endswith(b"\n"):
@@ -239,7 +247,7 @@ class Supervision:
             return True
         if self._holding:
             return all(self._at_rest(pid) for pid in left) or time.monotonic() > self._gone_at + GRACE
-        if time.monotonic() > self._gone_at + GRACE:
+        if self._grace is None and time.monotonic() > self._gone_at + GRACE:
             self.out.strays = [f"{pid} ({Processes().program(pid)})" for pid in left]
             return True
         return False
@@ -254,6 +262,8 @@ class Supervision:
     def _stopped(self, stop: Stop) -> None:
         if self._holding:
             self._held.append(stop)
+            return
+        if self._grace is not None and self._grace.comes_after(stop.thread, stop.number):
             return
         recorder, listener, stacks = self.recorder, self._listener, self._stacks
         assert listener is not None
@@ -383,6 +393,9 @@ class Supervision:
         if crash.variant == "group":
             self._kill_group()
             return
+        if crash.variant in SIGNALS:
+            self._signal(stop, made, where)
+            return
         # whoever is left goes on only when the worker is really gone, and with it its ends of their pipes
         program = self._program()
         os.kill(self.worker, signal.SIGKILL)
@@ -393,6 +406,34 @@ class Supervision:
         self._held, self._later = self._held + self._later, []
         if self._processes.owner(stop.thread) not in (self.worker, program):
             self._held.append(stop)
+
+    def _signal(self, stop: Stop, made: Pending | Message, where: str) -> None:
+        """Send the run the signal before the call of `stop`; from here on it is recorded as it goes on."""
+        recorder, listener, crash = self.recorder, self._listener, self.crash
+        assert recorder is not None and listener is not None and crash is not None
+        self.crash, self.out.signalled = None, len(recorder.events)
+        number, left = number_of(crash.variant), functools.partial(others, self._but)
+        self._grace = Grace(number, self.worker, self._driven, self._processes, left, crash.grace)
+        stops = [stop, *listener.waiting()]
+        anew = [self._grace.anew(one.thread) for one in stops]
+        self._grace.send()
+        for one, again in zip(stops, anew, strict=True):
+            if again:
+                listener.fail(one, RESTART)
+            elif one is stop:
+                self._event(stop, made, where)
+            else:
+                self._stopped(one)
+
+    def _grace_is_over(self, grace: Grace) -> bool:
+        """Whether nothing of a run that was sent a signal is to be waited for; what had not ended is noted."""
+        late = time.monotonic() > grace.until
+        if not late and not grace.ahead:
+            return False
+        outlasted = grace.outlasted()
+        if late:
+            self.out.outlasted = outlasted
+        return late or not outlasted
 
     def _unrecorded(self, stop: Stop) -> None:
         """Recovery beside held processes: only its locks matter."""

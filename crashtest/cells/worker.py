@@ -59,7 +59,7 @@ def _close_others(keep: set[int]) -> None:
 def settle(pipes: Pipes, more: int, steps: bool, builtin: bool, stacks: bool) -> None:
     """What is the same for every worker, done once in the process that forks them. more: a descriptor it needs."""
     signal.set_wakeup_fd(-1)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGPIPE):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN if number == signal.SIGPIPE else signal.SIG_DFL)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)

@@ -182,6 +182,16 @@ def install(filter_program: bytes) -> int:
     )
 
 
+def holds_signals() -> bool:
+    """Whether a stopped thread gets no signal but a deadly one until it is answered (since Linux 5.19)."""
+    if not supported():
+        return False
+    which, _ = _ARCHES[os.uname().machine]
+    # without a program: a flag that is not known is told first (EINVAL), then that there is no program
+    refused = _libc.syscall(_SECCOMP_NR[which], 1, _NEW_LISTENER | _WAIT_KILLABLE, None) < 0
+    return refused and ctypes.get_errno() == errno.EFAULT
+
+
 def die_with_parent(signal_number: int) -> None:
     """Ask the kernel to send this process `signal_number` when its parent ends (prctl(2), PR_SET_PDEATHSIG)."""
     if sys.platform == "linux":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import select
 import struct
 
 _RECV, _SEND, _SET_FLAGS = 0xC0502100, 0xC0182101, 0x40082104
@@ -58,6 +59,13 @@ class Listener:
                 return None
             raise
         return Stop(*_notification(stopped))
+
+    def waiting(self) -> list[Stop]:
+        """The threads that have stopped and were not received yet."""
+        found = []
+        while select.select([self.fd], [], [], 0)[0] and (stop := self.receive()) is not None:
+            found.append(stop)
+        return found
 
     def let_go(self, stop: Stop, value: int = 0, error: int = 0, flags: int = _CONTINUE) -> bool:
         """Let the call happen. False when the thread is gone, so that it did not."""

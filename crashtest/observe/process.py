@@ -193,10 +193,11 @@ class Processes:
             self._programs[thread] = known
         return known
 
-    def signals(self, thread: int) -> tuple[int, int]:
-        """The signals it blocks and those it has handlers for, as masks (proc(5), status); (0, 0) when it is gone."""
+    def signals(self, thread: int) -> tuple[int, int, int]:
+        """The signals it blocks, those it has handlers for and those it ignores, as masks (proc(5), status); all 0 when
+        it is gone."""
         text = self._status.read(thread, f"/proc/{thread}/status")
-        return _mask(text, b"\nSigBlk:"), _mask(text, b"\nSigCgt:")
+        return _mask(text, b"\nSigBlk:"), _mask(text, b"\nSigCgt:"), _mask(text, b"\nSigIgn:")
 
     def current_call(self, thread: int) -> bytes:
         """What /proc/PID/syscall says of a thread (proc(5)); nothing when it is gone."""

@@ -78,7 +78,7 @@ class Stacks:
         """Send a stopped thread the signal; True when its call must be failed with `RESTART`."""
         if thread in self._deaf:
             return False
-        blocked, caught = self._processes.signals(thread)
+        blocked, caught, _ = self._processes.signals(thread)
         if not caught & _BIT or not self._runs_this(thread):
             self._deaf.add(thread)
             return False

@@ -18,6 +18,7 @@ from crashtest.errors import UsageError, quoted
 from crashtest.report import story
 from crashtest.report.words import MEANING, count
 from crashtest.scale.stored import Record
+from crashtest.scenario import SIGNALS
 from crashtest.values import parse, shown
 
 _TEMPLATE = '''"""{docstring}"""
@@ -126,7 +127,7 @@ def _story(record: Record) -> list[str]:
     told = [
         ("promise", MEANING.get(record.guarantee, "")),
         ("ops", ", ".join(shown(op, 200) for op in (record.ops or [])[:50])),
-        ("died", record.point),
+        ("got" if record.crash().variant in SIGNALS else "died", record.point),
         ("in", record.where),
         ("acked", count(record.acked, "operation")),
         ("wanted", record.wanted),

@@ -85,9 +85,10 @@ def full(violation: Violation, report_dir: Path | None) -> Iterator[Line]:
         yield field("promise", meaning)
     yield from operations(violation)
     cut = violation.model != "kill"
-    yield field("cut" if cut else "died", safe(violation.point), "bold")
+    yield field("cut" if cut else "got" if violation.ended else "died", safe(violation.point), "bold")
     if violation.where and not cut:
         yield field("in", safe(violation.where))
+    yield from since_signal(violation)
     yield from losses(violation)
     yield field("acked", words.count(violation.acked, "operation"))
     yield field("wanted", safe(violation.wanted))
@@ -102,6 +103,14 @@ def full(violation: Violation, report_dir: Path | None) -> Iterator[Line]:
         yield field("hint", safe(violation.hint), "cyan")
     if report_dir is not None:
         yield replay_line(violation.id, report_dir)
+
+
+def since_signal(violation: Violation) -> Iterator[Line]:
+    """What the program did after a signal that it may handle, and how it ended."""
+    if violation.after:
+        yield field("then", safe(", ".join(violation.after)))
+    if violation.ended:
+        yield field("ended", safe(violation.ended))
 
 
 def losses(violation: Violation) -> Iterator[Line]:
@@ -125,12 +134,13 @@ def compact(violation: Violation, report_dir: Path) -> Iterator[Line]:
     """An expected violation in four lines."""
     cut = violation.model != "kill"
     place = f", in {safe(violation.where)}" if violation.where and not cut else ""
-    how = "power cut" if cut else "died"
+    how = "power cut" if cut else "got" if violation.ended else "died"
     yield (
         (f"  {safe(violation.guarantee)}", "green"),
         (f" is violated under {safe(violation.model)}, as expected: {how} {safe(violation.point)}{place}", ""),
     )
     yield from operations(violation)
+    yield from since_signal(violation)
     yield from losses(violation)
     yield field("wanted", safe(violation.wanted))
     again = f"  (the earliest of {violation.count})" if violation.count > 1 else ""
@@ -161,6 +171,8 @@ def scenario_line(result: ScenarioResult, width: int = 0) -> Line:
             f"{words.count(model.crash_points, 'point')}, {words.count(model.cells, 'cell')}, "
             f"{words.count(model.unique_states, 'state')}"
         )
+        for signal, number in model.signals.items():
+            figures += f", {number} by SIG{safe(signal)}"
         if model.skipped:
             figures += f", {model.skipped} skipped"
         if not model.exhaustive:

@@ -36,7 +36,7 @@ from crashtest.scale.real import is_real
 from crashtest.scale.rundir import TOKEN, RunDirectory
 from crashtest.scale.slot import Slot, Stopped
 from crashtest.scale.work import do
-from crashtest.scenario import Scenario
+from crashtest.scenario import SIGNALS, Scenario
 from crashtest.verdict import (
     Emit,
     Note,
@@ -536,6 +536,7 @@ def run(scenarios: list[Scenario], files: dict[str, Path], settings: Settings, e
         settings = replace(settings, models=("kill",))
     for scenario in scenarios:
         scenario.allow_outside = (*scenario.allow_outside, *settings.allow_outside)
+        scenario.signals = tuple(dict.fromkeys((*scenario.signals, *settings.signals)))
     jobs = [_job(scenario, files[scenario.file], settings) for scenario in scenarios]
     return run_jobs(jobs, settings, seccomp, emit, None)
 
@@ -554,6 +555,11 @@ def run_jobs(
 ) -> RunResult:
     """only: just these cells (nothing is stored then). keep: whether violations are stored."""
     began = time.monotonic()
+    by_signal = any(job.scenario.signals for job in jobs) or any(cell.variant in SIGNALS for cell in only or ())
+    if by_signal and seccomp and not bpf.holds_signals():
+        raise UsageError(
+            "--signal needs Linux 5.19 or later, which keeps a signal back from a stopped call; leave it out"
+        )
     with guarded():
         directory = RunDirectory()
         try:

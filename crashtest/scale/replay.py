@@ -13,7 +13,7 @@ from crashtest.config import Settings
 from crashtest.errors import UsageError, quoted
 from crashtest.scale import local, stored
 from crashtest.scale.jobs import Job
-from crashtest.scenario import load
+from crashtest.scenario import SIGNALS, load
 from crashtest.verdict import Emit, RunResult, ScenarioResult
 
 
@@ -37,6 +37,8 @@ def again(record: stored.Record, file: Path, label: str, settings: Settings, emi
     seccomp = local.observation(settings)
     scenario.allow_outside = (*scenario.allow_outside, *settings.allow_outside)
     crash = record.crash()
+    if crash.variant in SIGNALS:  # also where all crashes of its operations have to be tried
+        scenario.signals = tuple({*scenario.signals, crash.variant})
     cells = [crash._replace(inner=()) if crash.model == "kill" else crash] if record.cell is not None else []
     depth, models = 1 + len(record.crash().inner), (record.model,)
     settings = replace(settings, seed=record.seed, depth=depth, models=models)

@@ -30,7 +30,7 @@ from crashtest.cells.plan import Cell, short_hash
 from crashtest.config import Settings
 from crashtest.errors import UsageError, quoted
 from crashtest.scale.jobs import Job
-from crashtest.scenario import DECLARATIONS, GUARANTEES, MODELS, REAL
+from crashtest.scenario import DECLARATIONS, GUARANTEES, MODELS, REAL, SIGNALS
 from crashtest.trace import Event, to_plain
 from crashtest.values import parse
 from crashtest.verdict import ScenarioResult, Violation
@@ -43,7 +43,7 @@ EVENTS = 20_000
 LARGEST = 64 << 20
 #: names of files by which the top of a project is known
 _TOPS = (".git", "pyproject.toml", "setup.cfg", "setup.py", "tox.ini")
-_VARIANTS = ("group", "worker", "late", "rebuilt")
+_VARIANTS = ("group", "worker", "late", "rebuilt", *SIGNALS)
 
 
 class Record(msgspec.Struct, kw_only=True):

@@ -48,7 +48,7 @@ def do(slot: Slot, task: Task, settings: Settings, tell: Callable[[Task], None],
                 task.answers += _rebuild(slot, task.example, list(cells), alone=task.alone)
                 continue
             for cell in cells:
-                request = {"do": "kill", "crashes": [list(cell[:4])], "alone": task.alone}
+                request = {"do": "kill", "crashes": [[*cell[:4], settings.grace]], "alone": task.alone}
                 task.answers += slot.ask(request)["cells"]
         return
     for cell in task.cells:
@@ -113,6 +113,6 @@ def _told(example: Example, cell: Cell) -> dict[str, Any]:
     event = example.events[cell.cut] if cell.cut < len(example.events) else None
     return {
         "end": "killed", "problem": "", "events": cell.cut, "step": event.name if isinstance(event, Step) else "",
-        "proof": [], "proved": False, "strays": [], "outside": [],
+        "proof": [], "proved": False, "strays": [], "outside": [], "after": [], "ended": "", "outlasted": [],
         "before": event.describe() if event else "", "where": near(event.where) if event else "",
     }  # fmt: skip

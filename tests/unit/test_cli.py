@@ -245,6 +245,7 @@ def test_a_keyboard_interrupt_while_files_are_loaded_is_exit_130(bench: Bench) -
         (["run", "nowhere"], "nowhere does not exist"),
         (["run", ""], "a path is empty"),
         (["run", "good.py", "--model", "ext5"], "not a persistence model; known: kill"),
+        (["run", "good.py", "--signal", "TERM,KILL"], "'KILL' is not a signal that a run can be ended by; known: TERM"),
         (["run", "good.py", "--report", "json,word"], "'word' is not a report; known: json"),
         (["run", "good.py", "--report", "json,"], "'' is not a report"),
         (["run", "good.py", "-j", "0"], "not a number of workers"),
@@ -511,6 +512,10 @@ def test_the_options_reach_the_engine(bench: Bench) -> None:
         "20",
         "--shrink",
         "0",
+        "--signal",
+        "SIGTERM, int,TERM",
+        "--grace",
+        "3",
         "--report-dir",
         "out",
     )
@@ -526,6 +531,8 @@ def test_the_options_reach_the_engine(bench: Bench) -> None:
         observation="steps",
         examples=20,
         shrink=0.0,
+        signals=("TERM", "INT"),
+        grace=3.0,
         remember=False,
         report_dir=Path("out"),
     )

@@ -53,6 +53,7 @@ def test_what_stands_behind_two_dashes_is_never_read_as_an_option() -> None:
         ({"run": "x", "server": "s"}, "server and ready go together"),
         ({"run": "x", "ack_line": "("}, "is no regular expression"),
         ({"run": "x", "guarantees": ["atomc"]}, "unknown guarantees ['atomc']"),
+        ({"run": "x", "signals": ["KILL"]}, "unknown signals ['KILL']; known: TERM, INT, HUP"),
         ({"run": "x", "guarantees": ["live"]}, "claims live"),
         ({"run": [""]}, "or a list of words"),
         ({"run": "a\0b"}, "no part can hold a NUL"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from crashtest.cells.plan import Cell, cell_id, example_id, plan, tears
+from crashtest.cells.plan import Cell, cell_id, example_id, place, plan, tears
 from crashtest.trace import Ack, Event, Op, Step
 
 
@@ -46,6 +46,26 @@ def test_variants_only_where_the_worker_has_children() -> None:
         (1, "late"),
         (2, "group"),
     ]
+
+
+def test_a_signal_is_sent_at_each_place_where_the_program_is_still_there() -> None:
+    events: list[Event] = [Op("unlink", 1, call="unlink"), Ack(1), Op("unlink", 2, call="mmap")]
+    made = plan(events, [0], True, ("TERM", "HUP"))
+    assert [(cell.cut, cell.variant) for cell in made.cells if cell.variant in ("TERM", "HUP")] == [
+        (0, "TERM"),
+        (0, "HUP"),
+        (1, "TERM"),
+        (1, "HUP"),
+    ]
+    by_starter = plan(events, [], True, ("TERM",), acks_itself=False)
+    assert [cell.cut for cell in by_starter.cells if cell.variant == "TERM"] == [0]
+    blind = plan(events, [], False, ("TERM",))
+    assert (blind.skipped, {cell.variant for cell in blind.cells}) == (
+        plan(events, [], False).skipped + 2,
+        {"group", "rebuilt"},
+    )
+    told = place(events, Cell(0, "unlink", 0, "TERM"), "unlink(a)")
+    assert (told, cell_id("p::f", "e", made.cells[3], "kill")) == ("SIGTERM before unlink(a)", "p::f/e/0t/kill/none")
 
 
 def test_ids_are_made_of_content_and_place() -> None:

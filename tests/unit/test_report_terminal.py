@@ -536,6 +536,19 @@ def test_the_story_of_a_violation_answers_every_question() -> None:
         assert answer in text
 
 
+def test_the_story_of_a_signal_tells_what_the_program_did_then() -> None:
+    one = violated().violations[0]
+    one.point, one.ended = "SIGTERM before rename(a -> b)", "ended with status 143"
+    one.after = ["unlink(a)", "ack 1\x1b"]
+    for lines in (story.full(one, None), story.compact(one, Path("out"))):
+        text = "\n".join(story.plain(line) for line in lines)
+        assert "died" not in text and re.search("got +SIGTERM before rename\\(a -> b\\)", text)
+        assert "    then    unlink(a), ack 1\\x1b\n    ended   ended with status 143" in text
+    result = violated()
+    result.models["kill"].signals = {"TERM": 7}
+    assert "120 cells, 41 states, 7 by SIGTERM" in story.plain(story.scenario_line(result))
+
+
 def test_what_a_kill_broke_as_expected_is_caught_under_each_model_in_the_table() -> None:
     caught = violated()
     caught.as_expected = True

@@ -82,6 +82,7 @@ LEAN: set[str] = {
     "crashtest.cells.forker",
     "crashtest.cells.judge",
     "crashtest.cells.leftovers",
+    "crashtest.cells.signalled",
     "crashtest.cells.outcome",
     "crashtest.cells.plan",
     "crashtest.cells.prepare",
