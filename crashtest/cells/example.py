@@ -118,7 +118,7 @@ class Example:
             )
             if facts["unmodelled"]:
                 words = "; ".join(map(quoted, facts["unmodelled"][:3]))
-                self.reason = self.reason or f"recovery changes files in a way that cannot be recorded: {words}"
+                self.reason = self.reason or f"recovery does what cannot be recorded, or run, as it is: {words}"
             outside = _outside(self.scenario, facts["outside"])
             if outside:
                 self.reason = self.reason or (
@@ -306,7 +306,7 @@ def _vacuous(
     outside = _outside(scenario, prepared["outside"])
     if prepared["unmodelled"]:
         words = "; ".join(map(quoted, prepared["unmodelled"][:3]))
-        return f"something changes files in a way that cannot be recorded: {words}"
+        return f"something in the run cannot be recorded, or run, as it is: {words}"
     if prepared["proof"]:
         return f"the record does not give what is on disk: {quoted(prepared['proof'][0], 400)}"
     if outside:

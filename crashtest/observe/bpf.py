@@ -3,7 +3,7 @@
 Guarantees: every call in `STOPS` of the process that installs the filter, and of all it starts, is announced to the
 listener before it happens; flags are tested in the filter, so that opening to read never stops; a call of a foreign
 architecture (32-bit, x32) is announced too and never passes unseen. Works without root (seccomp(2): it needs
-no_new_privs instead, so set-user-ID programs lose their privilege under observation).
+no_new_privs instead, which takes set-user-ID programs their privilege: `privilege.py` names them).
 
 Does not see stores into a shared mapping (the recorder compares those files), nor into a shared mapping that
 mprotect(2) makes writable later: the record's own proof catches that. Numbers: asm/unistd.h of x86_64 and
@@ -43,6 +43,8 @@ STOPS: dict[str, tuple[int, int]] = {
     "removexattr": (197, 14), "lremovexattr": (198, 15), "fremovexattr": (199, 16), "removexattrat": (466, 466),
     "fsync": (74, 82), "fdatasync": (75, 83), "sync": (162, 81), "syncfs": (306, 267),
     "sync_file_range": (277, 84), "msync": (26, 227),
+    "mount": (165, 40), "umount2": (166, 39), "move_mount": (429, 429), "pivot_root": (155, 41), "chroot": (161, 51),
+    "setns": (308, 268),
     "execve": (59, 221), "execveat": (322, 281), "io_uring_setup": (425, 425), "io_submit": (209, 2), "flock": (73, 32),
 }  # fmt: skip
 #: announced only when an argument says so: name -> (numbers, argument index, mask)

@@ -12,13 +12,13 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from crashtest.observe import attributes, bpf, data, names, syncs
+from crashtest.observe import attributes, bpf, data, names, privilege, syncs
 from crashtest.observe.attributes import Attributes
 from crashtest.observe.data import Data
-from crashtest.observe.finding import Call, Finder, Message, Pending
+from crashtest.observe.finding import Call, Finder, Message, Pending, number
 from crashtest.observe.listener import Stop
 from crashtest.observe.names import Names
-from crashtest.observe.places import State
+from crashtest.observe.places import AT_FDCWD, State, absolute
 from crashtest.observe.process import Gone, Processes
 from crashtest.observe.syncs import Syncs
 
@@ -56,7 +56,30 @@ class Calls:
     # -- what changes no file of the state itself --------------------------------------------------------------
 
     def _exec(self, call: Call) -> None:
-        self.finder.processes.forget(call.tid)
+        try:
+            self._unprivileged(call)
+        finally:
+            self.finder.processes.forget(call.tid)
+
+    def _unprivileged(self, call: Call) -> None:
+        """A program that observation takes a privilege from is not the program that it would be."""
+        at, name = (call.args[0], call.args[1]) if call.name == "execveat" else (AT_FDCWD, call.args[0])
+        path = self.finder.string(call, name)
+        full = absolute(call.tid, at, path) if path else f"/proc/{call.tid}/fd/{number(at)}"
+        lost = privilege.lost_at_exec(full, call.tid, self.finder.processes)
+        if lost:
+            shown = path or self.finder.processes.path(call.tid, number(at))
+            self._cannot(call, f"{shown} runs under observation without being {lost}")
+
+    def _io_uring(self, call: Call) -> None:
+        if privilege.io_uring_allowed():  # else the call fails, and what the program does instead is recorded
+            self._cannot(call, "io_uring, whose writes cannot be recorded")
+
+    def _leads_elsewhere(self, call: Call) -> None:
+        """Names mean other files from here on than they do for the supervisor, unless the call is refused."""
+        needed = privilege.CAP_SYS_CHROOT if call.name == "chroot" else privilege.CAP_SYS_ADMIN
+        if self.finder.processes.identity(call.tid)[2] & (1 << needed):
+            self._cannot(call, f"{call.name}, after which names lead to other files")
 
     def _cannot(self, call: Call, words: str) -> None:
         self.finder.cannot(f"{words}{self.finder.by(call)}")
@@ -65,8 +88,9 @@ class Calls:
 HANDLERS: dict[str, Callable[[Calls, Call], None]] = {
     "execve": Calls._exec,
     "execveat": Calls._exec,
-    "io_uring_setup": lambda o, c: o._cannot(c, "io_uring, whose writes cannot be recorded"),
+    "io_uring_setup": Calls._io_uring,
     "io_submit": lambda o, c: o._cannot(c, "native asynchronous I/O, whose writes are not recorded"),
+    **dict.fromkeys(("mount", "umount2", "move_mount", "pivot_root", "chroot", "setns"), Calls._leads_elsewhere),
     "flock": lambda o, c: None,
     "fcntl": lambda o, c: None,
 }

@@ -199,6 +199,14 @@ class Processes:
         text = self._status.read(thread, f"/proc/{thread}/status")
         return _mask(text, b"\nSigBlk:"), _mask(text, b"\nSigCgt:"), _mask(text, b"\nSigIgn:")
 
+    def identity(self, thread: int) -> tuple[int, int, int]:
+        """Its effective user and group, and its effective capabilities as a mask (proc(5), status); -1 and 0 when it is
+        gone."""
+        text = self._status.read(thread, f"/proc/{thread}/status")
+        ids = [text.partition(label)[2][:80].split(None, 2) for label in (b"\nUid:", b"\nGid:")]
+        user, group = (int(words[1]) if len(words) > 1 else -1 for words in ids)
+        return user, group, _mask(text, b"\nCapEff:")
+
     def current_call(self, thread: int) -> bytes:
         """What /proc/PID/syscall says of a thread (proc(5)); nothing when it is gone."""
         return self._calls.read(thread, f"/proc/{thread}/syscall")
