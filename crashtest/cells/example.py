@@ -46,7 +46,6 @@ class Example:
         self.inner = 0
         self.inner_where: dict[Cell, str] = {}
         self.seen_inner: set[tuple[str, int]] = set()
-        self.inner_steps: set[str] = set()
         self.harness_error = ""
         self.self_proofs = 0
         self.rebuilt = 0
@@ -141,7 +140,6 @@ class Example:
             "step": inner["step"],
             "inner_where": inner["where"],
         }
-        self.inner_steps.update(filter(None, [inner["step"]]))
         nested = cell._replace(inner=tuple((cut, kind, torn) for cut, kind, torn in inner["path"]))
         outer = self.facts[inner["outer"]]
         found = self._faults(tree, told) if key not in self.seen else []

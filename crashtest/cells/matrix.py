@@ -306,7 +306,7 @@ def find(examples: list[Example], identity: str) -> tuple[Example, Cell | None]:
 
 def _steps(made: ScenarioResult, scenario: Scenario, examples: list[Example]) -> None:
     killed = {facts["step"] for example in examples for _, facts in example.cells if facts["step"]}
-    killed.update(step for example in examples for step in example.inner_steps)
+    killed.update(step for example in examples for tree in example.facts.values() for step in tree["steps"])
     made.steps_killed = sorted(killed)
     # power cuts strike between changes, not at steps: without kills none was to be reached
     made.steps_not_reached = sorted(set(scenario.steps) - killed) if "kill" in made.models else []

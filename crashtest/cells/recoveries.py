@@ -239,6 +239,8 @@ class Cells:
         self.known[digest] = self._fresh[digest] = facts
         if trace is None:
             return
+        # killed before any of them, recovery leaves the tree it began with, one that follows here, or its last
+        facts["steps"] = sorted({event.name for event in trace.events if type(event) is Step})
         for cut, torn, tree in cuts_of(disk, trace):
             below = tree.digest()
             event = trace.events[cut]
@@ -383,6 +385,7 @@ class Cells:
             "glance": None,
             "again": None,
             "skipped": False,
+            "steps": [],
             "nested": [],
             "proof": [],
             "unmodelled": [],

@@ -85,6 +85,18 @@ def test_states_that_only_nested_crashes_lead_to_are_counted_apart(crash: Crash,
     assert deep.models["kill"].unique_states + deep.nested.unique_states >= deep.models["kill"].trees
 
 
+def test_a_step_of_recovery_is_reached_though_killing_it_there_changes_nothing(
+    crash: Crash, write_scenario: Write
+) -> None:
+    recovery = (
+        '        import sys\n        sys.audit("moves.redo.begin")\n' + RIGHT + '\n        sys.audit("moves.redo.end")'
+    )
+    steps = 'steps=["moves.redo.begin", "moves.redo.end", "moves.never"], '
+    made = crash(write_scenario(MOVE.format(recovery=recovery).replace("scenario(", f"scenario({steps}", 1)))
+    assert (made.verdict, made.steps_not_reached) == ("held", ["moves.never"])
+    assert made.steps_killed == ["moves.redo.begin", "moves.redo.end"]
+
+
 def test_the_number_of_workers_changes_no_violation(crash: Crash, write_scenario: Write) -> None:
     file = write_scenario(MOVE.format(recovery=WRONG))
     one, two = crash(file, jobs=1), crash(file, jobs=2)
