@@ -3,7 +3,8 @@
 - `atomicwrites` syncs the temporary file, renames it, and syncs the directory: each write is whole, and has come to
   stay when it returns. Killed before that last sync, the new content is read by the next process and may be lost with
   the power (`durable`, a kill and then a power cut): it has nothing that runs at the start.
-- `dulwich` (git in Python) writes each ref by a lock file and a rename, and syncs nothing by default.
+- `dulwich` (git in Python) writes objects, index and refs by a lock file and a rename. It syncs the index and the refs,
+  objects only if `core.fsyncObjectFiles` says so, and no directory.
 """
 
 from pathlib import Path
@@ -15,8 +16,10 @@ from dulwich.repo import Repo
 
 from crashtest import Run, scenario
 
+from . import power
 
-@scenario(setup={"settings": "colour = blue\n"}, expect={"posix": {"durable"}})
+
+@scenario(setup={"settings": "colour = blue\n"}, expect=power("durable"))
 def atomicwrites_replace(run: Run) -> None:
     for text in run.ops:
         with atomic_write(run.dir / "settings", overwrite=True) as file:
@@ -51,7 +54,7 @@ def add_and_commit(directory: Path, text: str) -> None:
         )  # fmt: skip
 
 
-@scenario(setup=repository, expect={"posix": {"recovers", "durable"}})
+@scenario(setup=repository, expect=power("recovers", "durable"))
 def dulwich_commit(run: Run) -> None:
     for text in run.ops:
         add_and_commit(run.dir, text)

@@ -19,12 +19,14 @@ import lmdb
 
 from crashtest import Run, scenario
 
+from . import power
+
 
 def pairs() -> list[tuple[str, str]]:
     return [("colour", "red"), ("size", "large"), ("colour", "green")]
 
 
-@scenario(expect={"kill": {"atomic", "durable"}, "posix": {"recovers", "atomic", "durable"}})
+@scenario(expect={"kill": ["atomic", "durable"], **power("recovers", "atomic", "durable")})
 def dumb_dbm(run: Run) -> None:
     for key, value in run.ops:
         with dbm.dumb.open(str(run.dir / "data"), "c") as store:
@@ -42,7 +44,7 @@ def shelf_at(directory: Path) -> Any:
     return shelve.Shelf(dbm.dumb.open(str(directory / "data"), "c"))  # type: ignore[arg-type]
 
 
-@scenario(expect={"kill": {"recovers", "durable"}, "posix": {"recovers", "durable"}})
+@scenario(expect={"kill": ["recovers", "durable"], **power("recovers", "durable")})
 def shelf(run: Run) -> None:
     for key, value in run.ops:
         with shelf_at(run.dir) as store:
@@ -73,7 +75,14 @@ def lmdb_commit(run: Run) -> None:
     put(run)
 
 
-@scenario(expect={"kill": {"recovers"}, "posix": {"recovers", "durable"}})
+@scenario(
+    expect={
+        "kill": ["recovers"],
+        **power("recovers"),
+        "btrfs": ["recovers", "durable"],
+        "posix": ["recovers", "durable"],
+    }
+)
 def lmdb_creation(run: Run) -> None:
     put(run)
 

@@ -9,12 +9,14 @@
 
 from crashtest import command
 
+from . import power
+
 NAMES = "printf 'pear\\napple\\npear\\n' > names"
 
-sort_in_place = command("sort -o names names", setup=NAMES, expect={"kill": ["atomic"], "posix": ["atomic", "durable"]})
-sed_in_place = command("sed -i s/pear/plum/ names", setup=NAMES, expect={"posix": ["atomic", "durable"]})
+sort_in_place = command("sort -o names names", setup=NAMES, expect={"kill": ["atomic"], **power("atomic", "durable")})
+sed_in_place = command("sed -i s/pear/plum/ names", setup=NAMES, expect=power("atomic", "durable"))
 move_over = command(
-    "sort names | uniq > names.new && mv names.new names", setup=NAMES, expect={"posix": ["atomic", "durable"]}
+    "sort names | uniq > names.new && mv names.new names", setup=NAMES, expect=power("atomic", "durable")
 )
 move_over_synced = command(
     "sort names | uniq > names.new && sync names.new && mv names.new names && sync .", setup=NAMES

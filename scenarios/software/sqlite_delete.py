@@ -21,13 +21,13 @@ from pathlib import Path
 
 from crashtest import DEFAULT, Run, scenario
 
-from . import _sqlite
+from . import _sqlite, power
 from ._sqlite import deliveries, inventory, one_delivery, trade
 
 shop = partial(_sqlite.shop, "DELETE")
 
 
-@scenario(setup=shop, expect={"posix": {"recovers", "atomic", "durable"}})
+@scenario(setup=shop, expect=power("recovers", "atomic", "durable"))
 def delete_off(run: Run) -> None:
     trade("OFF", run)
 
@@ -36,7 +36,7 @@ delete_off.ops(deliveries)
 delete_off.observe(partial(inventory, "OFF"))
 
 
-@scenario(setup=shop, expect={"posix": {"recovers", "durable"}})
+@scenario(setup=shop, expect=power("recovers", "durable"))
 def delete_normal(run: Run) -> None:
     trade("NORMAL", run)
 
@@ -45,7 +45,7 @@ delete_normal.ops(one_delivery)
 delete_normal.observe(partial(inventory, "NORMAL"))
 
 
-@scenario(setup=shop, expect={"posix": {"durable"}})
+@scenario(setup=shop, expect=power("durable"))
 def delete_full(run: Run) -> None:
     trade("FULL", run)
 
@@ -72,7 +72,7 @@ delete_extra.ops(deliveries)
 delete_extra.observe(partial(inventory, "EXTRA"))
 
 
-@scenario(setup=shop, expect={"posix": {"durable"}})
+@scenario(setup=shop, expect=power("durable"))
 def delete_extra_read_after_kill(run: Run) -> None:
     trade("EXTRA", run)
 

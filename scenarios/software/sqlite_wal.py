@@ -14,13 +14,13 @@ from functools import partial
 
 from crashtest import DEFAULT, Run, scenario
 
-from . import _sqlite
+from . import _sqlite, power
 from ._sqlite import deliveries, inventory, one_delivery, trade
 
 shop = partial(_sqlite.shop, "WAL")
 
 
-@scenario(setup=shop, expect={"posix": {"recovers", "atomic", "durable"}})
+@scenario(setup=shop, expect=power("recovers", "atomic", "durable"))
 def wal_off(run: Run) -> None:
     trade("OFF", run)
 
@@ -29,7 +29,7 @@ wal_off.ops(one_delivery)
 wal_off.observe(partial(inventory, "OFF"))
 
 
-@scenario(setup=shop, expect={"posix": {"durable"}})
+@scenario(setup=shop, expect=power("durable"))
 def wal_normal(run: Run) -> None:
     trade("NORMAL", run)
 
