@@ -6,10 +6,10 @@ power is cut:
 
 - with git's defaults (`core.fsync=committed,-loose-object`) the new branch may name a commit whose objects are empty
   (`recovers`), and a commit that was reported may be gone (`durable`);
-- with `core.fsync=all` each file is synced, but no directory: an object may still have lost its name (`recovers`), where
-  names are not in order, and the branch may still be the old one (`durable`);
-- with `core.fsyncMethod=batch` as well, objects are handed to the disk by `sync_file_range`, which promises nothing, and
-  one other file is synced: objects may be zeros again (`recovers`).
+- with `core.fsync=all` each file is synced, but no directory: where names are not kept in order, an object may have
+  lost its name (`recovers`), and the branch may still be the old one (`durable`);
+- with `core.fsyncMethod=batch` as well, objects are handed to the disk by `sync_file_range`, which promises nothing,
+  and one other file is synced: objects may be zeros again (`recovers`).
 """
 
 import subprocess
