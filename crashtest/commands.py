@@ -4,16 +4,13 @@
 pyproject.toml, or from `command(...)` in a scenario file); `declare` makes a scenario of it. Guarantees: commands run
 in the copy of the state, never in the state itself; what a command says on its standard output is an ack or an
 observation exactly where the declaration says so; a declaration with an unknown or senseless part is a `UsageError`
-that names it. Does not keep hard links or times of the state that is copied. Standard library only: the zygote loads
-it.
+that names it. Standard library only: the zygote loads it.
 """
 
 from __future__ import annotations
 
-import fnmatch
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +19,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any
 
+from crashtest import given
 from crashtest.errors import CommandFailed, UsageError, quoted
 from crashtest.looking import look_at
 from crashtest.scenario import DEFAULT, Run, Scenario
@@ -155,7 +153,7 @@ def declare(made: Command, name: str, source: str) -> Scenario:
 
     def setup(directory: Path) -> None:
         if made.state is not None:
-            _copy(base / made.state, directory, made.allow_outside)
+            given.copy(base / made.state, directory, made.allow_outside)
         if made.setup is not None:
             shell.run(directory, made.setup)
 
@@ -175,7 +173,7 @@ def declare(made: Command, name: str, source: str) -> Scenario:
             shell.run(directory, made.check or [])
 
     workload.__name__ = name
-    commands = made.commands
+    commands, state = made.commands, made.state
     declared = Scenario(
         workload=workload,
         setup=setup,
@@ -191,6 +189,8 @@ def declare(made: Command, name: str, source: str) -> Scenario:
     declared.do_recover = recover if made.recover is not None or made.server is not None else None
     declared.do_observe = observe
     declared.do_check = check if made.check is not None else None
+    if state is not None:
+        declared.examine = lambda: given.examine(base / state, made.allow_outside)
     declared.looks = made.observe is None
     declared.ack_line = made.ack_line
     declared.driven = True
@@ -217,46 +217,6 @@ def _refuse_senseless(made: Command, name: str) -> None:
             re.compile(made.ack_line)
         except re.error as error:
             raise UsageError(f"{name}: ack_line {quoted(made.ack_line)} is no regular expression: {error}") from None
-
-
-def _refuse_ways_out(source: Path, allowed: Sequence[str]) -> None:
-    """What would lead a command in the copy to files outside of it. Raises `UsageError`.
-
-    allowed: globs of absolute paths that it may change.
-    """
-    top = os.path.realpath(source)
-    for at, folders, files in os.walk(top):
-        for name in [*folders, *files]:
-            full = os.path.join(at, name)
-            shown = quoted(os.path.relpath(full, top))
-            if name == ".git" and os.path.isfile(full) and not os.path.islink(full):
-                raise UsageError(
-                    f"{shown} in the state is a file that names a repository elsewhere, which a command would change "
-                    "(a linked work tree, or a submodule); give a clone"
-                )
-            if not os.path.islink(full):
-                continue
-            target = os.path.realpath(full)
-            inside = not os.path.isabs(os.readlink(full)) and os.path.commonpath([top, target]) == top
-            free = not os.path.exists(target) or any(fnmatch.fnmatchcase(target, glob) for glob in allowed)
-            if not inside and not free:
-                raise UsageError(
-                    f"{shown} in the state is a link out of it, to {quoted(target)}, which a command might change; "
-                    "take it away, make it relative, or say --allow-outside"
-                )
-
-
-def _copy(source: Path, directory: Path, allowed: Sequence[str]) -> None:
-    """The content of `source`, with modes, symbolic links and extended attributes. Raises `UsageError`."""
-    source = Path(os.path.normpath(source))
-    if not source.is_dir():
-        raise UsageError(f"the state {quoted(source)} is no directory; give an existing one with --state")
-    _refuse_ways_out(source, allowed)
-    try:
-        shutil.copytree(source, directory, symlinks=True, dirs_exist_ok=True)
-    except (OSError, shutil.Error) as error:
-        words = error.args[0][0][2] if isinstance(error, shutil.Error) else error
-        raise UsageError(f"the state directory {quoted(source)} cannot be copied: {quoted(words)}") from None
 
 
 class _Shell:

@@ -114,6 +114,8 @@ class Scenario:
         self.do_observe: Callable[[Path], Any] | None = None
         self.do_glance: Callable[[Path], Any] | None = None
         self.do_check: Callable[[Path, list[Any]], object] | None = None
+        #: looks through what the first state is made of, before anything runs: what a user has to know of it, or ""
+        self.examine: Callable[[], str] | None = None
         #: a regular expression: what is written where acks go is a program's output, and lines that have it are acks
         self.ack_line: str | None = None
         #: observe gives what `looking.look_at` does, with files in it that a crash may have left beside the state

@@ -89,6 +89,8 @@ class Job:
     planned: int = 0
     started: float = 0.0
     error: str = ""
+    #: what a user has to know of its first state, before anything runs
+    note: str = ""
     #: why the scenario cannot be judged as it is written
     usage: str = ""
     done: bool = False

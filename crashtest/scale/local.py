@@ -542,10 +542,11 @@ def run(scenarios: list[Scenario], files: dict[str, Path], settings: Settings, e
 
 
 def _job(scenario: Scenario, file: Path, settings: Settings) -> Job:
-    """A scenario with its sequences drawn; one whose `ops` cannot be used gets the reason instead."""
+    """A scenario with its sequences drawn; one whose `ops` or first state cannot be used gets the reason instead."""
     try:
+        note = scenario.examine() if scenario.examine is not None else ""
         source = Source(scenario, settings.seed, settings.examples, settings.report_dir / "examples", settings.remember)
-        return Job(scenario, file, source.sequences(), source, settings.depth, settings.models)
+        return Job(scenario, file, source.sequences(), source, settings.depth, settings.models, note=note)
     except UsageError as error:
         return Job(scenario, file, [], models=settings.models, usage=str(error))
 
@@ -575,7 +576,7 @@ def run_jobs(
                     state_root=directory.path,
                 )
             )
-            notes = _first_notes(directory, seccomp)
+            notes = [*_first_notes(directory, seccomp), *(job.note for job in jobs if job.note)]
             for note in notes:
                 emit(Note(text=note))
             runner = Runner(settings, seccomp, directory, emit)

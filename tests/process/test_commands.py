@@ -14,7 +14,11 @@ from typing import Any
 
 import pytest
 
-from crashtest.verdict import ScenarioResult
+from crashtest import given
+from crashtest.config import Settings
+from crashtest.scale import local
+from crashtest.scenario import load
+from crashtest.verdict import Event, Note, ScenarioResult, ScenarioStarted
 
 #: interpreters after the oldest leave these out (tox.ini)
 pytestmark = pytest.mark.slow
@@ -218,6 +222,24 @@ def test_a_command_that_writes_elsewhere_is_inconclusive(
     made = crash(declare_command({}, run=f"echo 1 > a; echo 1 > {tmp_path}/elsewhere"))
     assert made.verdict == "inconclusive"
     assert "elsewhere" in made.reason
+
+
+def test_a_state_is_looked_through_before_anything_runs(
+    crash: Crash, declare_command: Declare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = declare_command({"data": "0"}, run="echo 1 > n; mv n data", setup=f"touch {tmp_path}/ran")
+    os.mkfifo(tmp_path / "given/pipe")
+    made = crash(file)
+    assert made.usage_error and made.reason.startswith("pipe in the state is a named pipe (FIFO)")
+    assert not (tmp_path / "ran").exists()
+    (tmp_path / "given/pipe").unlink()
+    monkeypatch.setattr(given, "LARGE_NUMBER", 0)
+    told: list[Event] = []
+    settings = Settings(models=("kill",), depth=1, report_dir=tmp_path / "report", allow_outside=(f"{tmp_path}/ran",))
+    local.run(load(file), {str(file): file}, settings, told.append)
+    kinds = [type(one) for one in told]
+    assert kinds.index(Note) < kinds.index(ScenarioStarted)
+    assert "is large: 0.0 MiB in 1 files and directories" in next(one.text for one in told if isinstance(one, Note))
 
 
 def test_git_commit_is_judged_as_it_is_typed(tmp_path: Path) -> None:

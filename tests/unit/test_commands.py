@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from crashtest import UsageError
+from crashtest import UsageError, given
 from crashtest.cells import mixture
 from crashtest.cells.judge import Expected
 from crashtest.cells.outcome import LONGEST, Acks
@@ -224,6 +225,32 @@ def test_names_of_other_bytes_are_other_names(tmp_path: Path) -> None:
 def test_what_is_in_an_ignored_directory_is_ignored() -> None:
     assert ignored("cache/a/b", ["cache"]) and ignored("x/y.log", ["*.log"]) and ignored("a/b/c", ["a/b"])
     assert not ignored("cached", ["cache"]) and not ignored("x/cache", ["cache"])
+
+
+def test_what_cannot_be_copied_with_what_is_behind_it_is_refused_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    os.mkfifo(tmp_path / "deep/pipe\n")
+    with pytest.raises(UsageError, match=r"deep/pipe\\n in the state is a named pipe"):
+        given.examine(tmp_path, [])
+    (tmp_path / "deep/pipe\n").unlink()
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "sock"))
+    with pytest.raises(UsageError, match="sock in the state is a socket"):
+        given.examine(tmp_path, [])
+
+
+def test_a_large_state_is_told_with_its_size(tmp_path: Path) -> None:
+    with open(tmp_path / "large", "wb") as file:
+        file.truncate(given.LARGE_BYTES)
+    assert given.examine(tmp_path, []) == ""
+    (tmp_path / "one").write_text("1")
+    assert "is large: 64.0 MiB in 2 files and directories" in given.examine(tmp_path, [])
+    for number in range(given.LARGE_NUMBER):
+        (tmp_path / str(number)).mkdir()
+    (tmp_path / "large").unlink()
+    assert "is large: 0.0 MiB in 1,001 files and directories" in given.examine(tmp_path, [])
+    (tmp_path / "one").unlink()
+    assert given.examine(tmp_path, []) == ""
 
 
 @pytest.mark.parametrize("way", ["link", "relative link", "work tree"])

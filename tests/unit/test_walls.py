@@ -62,6 +62,7 @@ LEAN: set[str] = {
     "crashtest",
     "crashtest.commands",
     "crashtest.errors",
+    "crashtest.given",
     "crashtest.looking",
     "crashtest.scenario",
     "crashtest.trace",
