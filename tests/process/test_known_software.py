@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
+from crashtest.persist.models import POSIX
+from crashtest.persist.states import Limits, Walk
+from crashtest.persist.tree import Tree
+from crashtest.trace import from_plain
 from scenarios.software import __main__ as generator
 from scenarios.software import _page as page
 from scenarios.software._rows import Alice, Known, Program, Row, read
@@ -68,3 +76,35 @@ def test_a_row_that_is_run_again_gives_the_text_that_is_checked_in(
     _, heading, section = text.partition(f"### {row.title}\n")
     assert section
     assert f"{heading}{section}".strip() in (ROOT / "docs/known-software.md").read_text(encoding="utf-8")
+
+
+#: what LMDB says of itself in each directory: what is stored, and how many entries it counts
+LOOK = """
+import lmdb, sys
+for directory in sys.argv[1:]:
+    with lmdb.open(directory, map_size=1 << 20, max_readers=4) as environment, environment.begin() as transaction:
+        print(len(list(transaction.cursor())), transaction.stat()["entries"])
+"""
+
+
+def torn(facts: dict[str, Any], tear: int, room: Path) -> list[str]:
+    """What LMDB says after each power cut of a recorded run, where writes tear at multiples of so many bytes."""
+    events = [from_plain(event) for event in facts["events"]]
+    model = POSIX._replace(name=f"torn at {tear}", tear=tear)
+    places: list[Path] = []
+    for state in Walk(Tree.from_plain(facts["first"]), events, model, limits=Limits(per_cut=64, total=400)):
+        places.append(room / f"{tear}-{len(places)}")
+        places[-1].mkdir()
+        state.tree.restore(str(places[-1]))
+    assert len(places) > 100
+    said = subprocess.run([sys.executable, "-c", LOOK, *map(str, places)], capture_output=True, text=True, check=True)
+    return said.stdout.splitlines()
+
+
+def test_lmdb_needs_its_last_write_of_a_commit_whole_as_alice_found(
+    prepare: Callable[[Path, str], dict[str, Any]], tmp_path: Path
+) -> None:
+    """`docs/alice.md`: in sectors of 512 bytes it is whole; in smaller pieces the tree is new, its description old."""
+    facts = prepare(ROOT / "scenarios/software/key_value.py", "lmdb_commit")
+    assert {len(set(said.split())) for said in torn(facts, 512, tmp_path)} == {1}
+    assert "1 0" in torn(facts, 64, tmp_path)
