@@ -340,7 +340,7 @@ def test_each_rule_of_posix_is_held_by_a_promise(name: str) -> None:
 def test_what_the_history_keeps_for_the_model_is_needed(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without it a promise fails: moves become ties when their file gets durable; a durable size shows durable data."""
     instead: dict[str, Callable[..., None]] = {
-        "_settle": lambda self, file: self._durable.add(file),
+        "_settle": lambda self, file: self._moves.durable.add(file),
         "_resize_base": lambda self, file, size: self.base.change(file).data.extend(bytes(size)),
     }
     monkeypatch.setattr(History, broken, instead[broken])
