@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any
@@ -273,7 +273,8 @@ class _Shell:
             yield
         finally:
             if server.poll() is None:
-                server.terminate()
+                with suppress(ProcessLookupError):
+                    os.killpg(server.pid, 15)  # its group: a shell that does not exec passes nothing on
             ended = server.wait()
         if ended not in (0, -15, 143):
             raise CommandFailed(f"the server {how(ended)}")

@@ -84,7 +84,7 @@ class Example:
         if facts["problem"]:
             self.reason = (
                 self.reason
-                or f"in the cell that should die {place(self.events, cell, facts['before'])}: {facts['problem']}"
+                or f"in the cell that {'gets' if cell.variant in SIGNALS else 'should die'} {place(self.events, cell, facts['before'])}: {facts['problem']}"
             )
             return
         self._take_in(facts["new"])

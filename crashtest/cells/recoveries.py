@@ -143,7 +143,7 @@ class Cells:
         """What the program did after a signal, and how it ended; nothing where it was sent none."""
         if out.signalled is None:
             return {"after": [], "ended": "", "outlasted": []}
-        ended = failure(out, self.bench.timeout).removeprefix("failed: ") or "ended normally"
+        ended = failure(out, self.bench.timeout).removeprefix("failed: ") or "the program ended normally"
         if out.outlasted:
             ended = "had not ended when its grace was over, and was killed"
         after = [event.describe() for event in out.trace.events[out.signalled :]]

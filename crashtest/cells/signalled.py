@@ -3,11 +3,11 @@
 Guarantees: every process group of the run gets the signal at once, as from a service manager or a terminal, and what
 only starts the program does not. A call that was stopped when the signal came is made anew after a handler has run, as
 if the signal had come just before it, and is not made at all where the signal ends the program; a program that ignores
-or blocks the signal goes on with it. Needs a kernel that keeps signals back from stopped threads
-(`bpf.holds_signals`).
+the signal goes on with it. A call of a thread that does not take the signal, because another one does or because it
+blocks it, waits until nothing more has come for a while (`QUIET`), so that what is done about the signal is done first
+and with what was there. Needs a kernel that keeps signals back from stopped threads (`bpf.holds_signals`).
 
-Where a process of several threads handles the signal, the kernel lets its first thread do so, and a call of another
-thread goes on meanwhile. A group that is made at the very moment of the signal may be passed over.
+Does not try the other order of two threads. A group that is made at the very moment of the signal may be passed over.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from collections.abc import Callable
 from crashtest.observe import bpf
 from crashtest.observe.process import Processes, alive
 
+#: how long nothing may come before a call goes on whose thread did not take the signal, in seconds
+QUIET = 0.2
 _EXECS = frozenset(number for number, name in bpf.call_names().items() if name.startswith("exec"))
 
 
@@ -56,16 +58,18 @@ class Grace:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(group, self._number)
 
-    def anew(self, thread: int) -> bool:
-        """Whether a stopped call has to be made anew (asked before `send`): a handler runs first, or nothing ever."""
+    def what_of(self, thread: int) -> str:
+        """What becomes of a stopped call (asked before `send`): "anew" where its thread runs a handler first, or ends;
+        "aside" where another thread may take the signal; "on" where nobody does."""
         process = self._processes.owner(thread)
         if process not in self._had or not self._groups & self._groups_of({process}):
-            return False
+            return "on"
         bit = 1 << (self._number - 1)
         blocked, caught, ignored = self._processes.signals(thread)
-        if caught & bit:
-            return thread == process and not blocked & bit
-        return not (blocked | ignored) & bit
+        if ignored & bit:
+            return "on"
+        # of several threads that do not block it the first one takes it; blocked, it may be waited for (sigwait(3))
+        return "aside" if blocked & bit or (caught & bit and thread != process) else "anew"
 
     def comes_after(self, thread: int, call: int) -> bool:
         """Whether the worker is about to start something more: the signal has ended what it was there for."""

@@ -21,7 +21,7 @@ from typing import Any
 from crashtest.cells.forker import Forker
 from crashtest.cells.leftovers import others, reap_all, reap_dead
 from crashtest.cells.outcome import GRACE, Acks, Crash, Outcome
-from crashtest.cells.signalled import Grace, number_of
+from crashtest.cells.signalled import QUIET, Grace, number_of
 from crashtest.errors import HarnessError
 from crashtest.observe import bpf
 from crashtest.observe.finding import Message, Pending, Sync
@@ -93,6 +93,8 @@ class Supervision:
         self._worker_gone = False
         #: since the run was sent a signal that it may handle
         self._grace: Grace | None = None
+        #: stops of threads that did not take it, while others may
+        self._aside: list[Stop] = []
         #: nothing of the run is left, so that nothing can come any more
         self._alone = False
         self._events: list[Event] = []  # steps and acks, when nothing else is observed
@@ -153,6 +155,8 @@ class Supervision:
                 wait = min(wait, 0.5)
             if self._grace is not None:
                 wait = min(wait, 0.02 if self._grace.ahead else max(self._grace.until - time.monotonic(), 0) + 0.001)
+            if self._aside:
+                wait = min(wait, QUIET)
             ready = poll(wait, 8)
             if not ready:
                 self._nothing_came()
@@ -177,6 +181,9 @@ class Supervision:
                 return
 
     def _nothing_came(self) -> None:
+        aside, self._aside = self._aside, []
+        for stop in aside:
+            self._stopped(stop)
         if self._on_lock is not None and not self._worker_gone:
             self._release_others()
         if self._later and self._stacks is not None and not alive(self._stacks.asked):
@@ -415,11 +422,14 @@ class Supervision:
         number, left = number_of(crash.variant), functools.partial(others, self._but)
         self._grace = Grace(number, self.worker, self._driven, self._processes, left, crash.grace)
         stops = [stop, *listener.waiting()]
-        anew = [self._grace.anew(one.thread) for one in stops]
+        becomes = [self._grace.what_of(one.thread) for one in stops]
+        self._deadline = max(self._deadline, self._grace.until + 1)
         self._grace.send()
-        for one, again in zip(stops, anew, strict=True):
-            if again:
+        for one, what in zip(stops, becomes, strict=True):
+            if what == "anew":
                 listener.fail(one, RESTART)
+            elif what == "aside":
+                self._aside.append(one)
             elif one is stop:
                 self._event(stop, made, where)
             else:

@@ -617,7 +617,7 @@ def _first_notes(directory: RunDirectory, seccomp: bool) -> list[str]:
     if not seccomp:
         notes.append(
             "observed by named steps alone: crashes inside other calls and in other programs are not tried, nor are "
-            "power cuts, and records do not prove themselves"
+            "power cuts, no signals but SIGKILL are sent, and records do not prove themselves"
         )
     return notes
 

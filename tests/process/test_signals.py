@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,27 @@ int main(void) {
 #endif
     return 0;
 }
+"""
+
+#: the handler runs in the first thread, and the file is written by another one
+THREADED = """
+import os, signal, threading
+
+def got(number, frame):
+    if os.path.exists("a.new"):
+        os.rename("a.new", "a")
+    os._exit(3)
+
+def save():
+    fd = os.open("a.new", os.O_WRONLY | os.O_CREAT)
+    os.write(fd, b"new\\n")
+    os.close(fd)
+    os.rename("a.new", "a")
+
+signal.signal(signal.SIGTERM, got)
+thread = threading.Thread(target=save)
+thread.start()
+thread.join()
 """
 
 
@@ -135,6 +157,17 @@ def test_a_handler_that_publishes_a_half_written_file_is_caught_by_its_signal_al
     assert (again.exit, [v.id for v in again.scenarios[0].violations]) == (1, [violation.id])
 
 
+def test_a_handler_that_publishes_what_another_thread_has_half_written_is_caught(
+    crash: Crash, declare: Declare, tmp_path: Path
+) -> None:
+    (tmp_path / "save.py").write_text(THREADED)
+    file = declare(run=[sys.executable, str(tmp_path / "save.py")])
+    assert crash(file, depth=1).verdict == "held"
+    made = crash(file, signals=("TERM",), depth=1)
+    assert (made.harness_error, made.reason) == ("", "")
+    assert ("atomic", "SIGTERM before write(a.new, 4 bytes at 0)") in {(v.guarantee, v.point) for v in made.violations}
+
+
 def test_a_handler_that_takes_away_what_is_half_written_is_held(crash: Crash, declare: Declare) -> None:
     file = declare(run=SORT.format("rm -f names.new; exit 143"), signals=["TERM", "INT", "HUP"])
     made = crash(file, depth=1)
@@ -153,7 +186,7 @@ def test_a_program_that_does_not_end_after_its_signal_is_killed_and_counted(cras
 
 def test_a_program_that_ignores_its_signal_ends_as_it_would_have(got_before: Callable[..., dict[str, Any]]) -> None:
     found = got_before("rename", run=SORT.format(""))
-    assert (found["ended"], found["acks"], found["outlasted"]) == ("ended normally", 1, [])
+    assert (found["ended"], found["acks"], found["outlasted"]) == ("the program ended normally", 1, [])
 
 
 def test_a_stopped_call_is_made_anew_after_the_handler_has_run(
@@ -161,7 +194,7 @@ def test_a_stopped_call_is_made_anew_after_the_handler_has_run(
 ) -> None:
     found = got_before("write(n", run=compiled(), observe="cat a")
     calls = ["openat(got)", "write(n, 3 bytes at 0)", "rename(n -> a)", "ack 1"]
-    assert (found["before"], found["after"], found["ended"]) == (calls[1], calls, "ended normally")
+    assert (found["before"], found["after"], found["ended"]) == (calls[1], calls, "the program ended normally")
 
 
 def test_a_signal_that_is_blocked_or_for_another_thread_disturbs_no_call(
@@ -169,10 +202,10 @@ def test_a_signal_that_is_blocked_or_for_another_thread_disturbs_no_call(
 ) -> None:
     rest = ["write(n, 3 bytes at 0)", "rename(n -> a)"]
     found = got_before("write(n", run=compiled("-DBLOCKED"), observe="cat a")
-    assert (found["after"], found["ended"]) == ([*rest, "openat(got)", "ack 1"], "ended normally")
+    assert (found["after"], found["ended"]) == ([*rest, "openat(got)", "ack 1"], "the program ended normally")
     found = got_before("write(n", run=compiled("-DTHREAD"), observe="cat a")
     assert [call for call in found["after"] if call != "openat(got)"] == [*rest, "ack 1"]
-    assert (len(found["after"]), found["ended"]) == (4, "ended normally")
+    assert (len(found["after"]), found["ended"]) == (4, "the program ended normally")
 
 
 def test_nothing_more_is_started_when_a_command_has_ended_after_its_signal(
