@@ -82,10 +82,9 @@ class Example:
                 "run.dir, or say allow_outside=[...]"
             )
         if facts["problem"]:
-            self.reason = (
-                self.reason
-                or f"in the cell that {'gets' if cell.variant in SIGNALS else 'should die'} {place(self.events, cell, facts['before'])}: {facts['problem']}"
-            )
+            verb = "gets" if cell.variant in SIGNALS else "should die"
+            where = place(self.events, cell, facts["before"])
+            self.reason = self.reason or f"in the cell that {verb} {where}: {facts['problem']}"
             return
         self._take_in(facts["new"])
         tree = self.facts[facts["tree"]]
