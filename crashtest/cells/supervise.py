@@ -156,7 +156,7 @@ class Supervision:
             if self._grace is not None:
                 wait = min(wait, 0.02 if self._grace.ahead else max(self._grace.until - time.monotonic(), 0) + 0.001)
             if self._aside:
-                wait = min(wait, QUIET)
+                wait = QUIET
             ready = poll(wait, 8)
             if not ready:
                 self._nothing_came()
@@ -181,9 +181,10 @@ class Supervision:
                 return
 
     def _nothing_came(self) -> None:
-        aside, self._aside = self._aside, []
-        for stop in aside:
-            self._stopped(stop)
+        if self._grace is not None and time.monotonic() < self._grace.until:
+            aside, self._aside = self._aside, []
+            for stop in aside:
+                self._stopped(stop)
         if self._on_lock is not None and not self._worker_gone:
             self._release_others()
         if self._later and self._stacks is not None and not alive(self._stacks.asked):
