@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -66,6 +69,21 @@ def write_scenario(tmp_path: Path) -> Callable[[str], Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def compiled(tmp_path: Path) -> Callable[..., str]:
+    """compiled(source, *flags): the path of a program in C; skips where there is no compiler."""
+
+    def make(source: str, *flags: str) -> str:
+        if shutil.which("cc") is None:
+            pytest.skip("there is no C compiler here")
+        (tmp_path / "program.c").write_text(source)
+        made = tmp_path / "-".join(["program", *(re.sub(r"\W", "", flag) for flag in flags)])
+        subprocess.run(["cc", *flags, "-pthread", "-o", made, tmp_path / "program.c"], check=True)
+        return str(made)
+
+    return make
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -108,21 +107,6 @@ def declare_command(tmp_path: Path) -> Declare:
     return declare
 
 
-@pytest.fixture
-def compiled(tmp_path: Path) -> Callable[..., str]:
-    """compiled(*flags): the program with two threads."""
-
-    def run(*flags: str) -> str:
-        if shutil.which("cc") is None:
-            pytest.skip("there is no C compiler here")
-        (tmp_path / "threads.c").write_text(THREADS)
-        made = tmp_path / f"threads{len(flags)}"
-        subprocess.run(["cc", *flags, "-pthread", "-o", made, tmp_path / "threads.c"], check=True)
-        return str(made)
-
-    return run
-
-
 def broken(made: ScenarioResult) -> set[tuple[str, str]]:
     assert not made.harness_error and not made.reason, (made.harness_error, made.reason)
     return {(v.guarantee, v.model) for v in made.violations}
@@ -155,9 +139,11 @@ def test_each_file_of_a_threaded_program_in_c_is_whole_when_it_syncs(
     crash: Crash, declare_command: Declare, compiled: Callable[..., str]
 ) -> None:
     parts = {"check": EACH_WHOLE, "guarantees": ["recovers"]}
-    made = crash(declare_command({"a": "old\n", "b": "old\n"}, run=[compiled("-static")], **parts), models=BOTH)
+    made = crash(
+        declare_command({"a": "old\n", "b": "old\n"}, run=[compiled(THREADS, "-static")], **parts), models=BOTH
+    )
     assert made.verdict == "held"
-    made = crash(declare_command({}, run=[compiled("-static", "-DPLANTED")], **parts), models=BOTH)
+    made = crash(declare_command({}, run=[compiled(THREADS, "-static", "-DPLANTED")], **parts), models=BOTH)
     assert broken(made) == {("check", "posix")}
 
 

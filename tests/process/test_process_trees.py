@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,38 +85,24 @@ def judge(crash: Crash, tmp_path: Path) -> Judge:
     return run
 
 
-@pytest.fixture
-def filtered(tmp_path: Path) -> Callable[..., list[str]]:
-    """filtered(*flags): a command, the program with a filter of its own."""
-
-    def make(*flags: str) -> list[str]:
-        if shutil.which("cc") is None:
-            pytest.skip("there is no C compiler here")
-        (tmp_path / "filtered.c").write_text(FILTERED)
-        subprocess.run(["cc", *flags, "-o", tmp_path / "filtered", tmp_path / "filtered.c"], check=True)
-        return [str(tmp_path / "filtered")]
-
-    return make
-
-
 def broken(made: ScenarioResult) -> set[tuple[str, str]]:
     assert (made.harness_error, made.reason) == ("", "")
     return {(v.guarantee, v.model) for v in made.violations}
 
 
-def test_a_program_with_a_filter_of_its_own_is_judged(judge: Judge, filtered: Callable[..., list[str]]) -> None:
+def test_a_program_with_a_filter_of_its_own_is_judged(judge: Judge, compiled: Callable[..., str]) -> None:
     """Its filter has its way where it forbids, and does not hide what it lets pass."""
-    made = judge(filtered(), ("kill", "posix"))
+    made = judge([compiled(FILTERED)], ("kill", "posix"))
     assert (made.verdict, made.reason) == ("held", "")
-    made = judge(filtered("-DPLANTED"), ("kill", "posix"))
+    made = judge([compiled(FILTERED, "-DPLANTED")], ("kill", "posix"))
     assert broken(made) == {("atomic", "posix")}
     assert made.violations[0].barrier == "fsync of n"
 
 
 def test_a_program_that_wants_to_supervise_itself_is_told_why_it_cannot(
-    judge: Judge, filtered: Callable[..., list[str]]
+    judge: Judge, compiled: Callable[..., str]
 ) -> None:
-    made = judge(filtered("-DLISTENER"))
+    made = judge([compiled(FILTERED, "-DLISTENER")])
     assert made.verdict == "inconclusive"
     assert "ended with status 3; it last said no filter: Device or resource busy" in made.reason
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -125,20 +123,6 @@ def got_before(slot: Slot, declare: Declare) -> Callable[..., dict[str, Any]]:
     return run
 
 
-@pytest.fixture
-def compiled(tmp_path: Path) -> Callable[..., list[str]]:
-    """compiled(*flags): a command, the program in C."""
-
-    def make(*flags: str) -> list[str]:
-        if shutil.which("cc") is None:
-            pytest.skip("there is no C compiler here")
-        (tmp_path / "handles.c").write_text(HANDLES)
-        subprocess.run(["cc", *flags, "-pthread", "-o", tmp_path / "handles", tmp_path / "handles.c"], check=True)
-        return [str(tmp_path / "handles")]
-
-    return make
-
-
 def test_a_handler_that_publishes_a_half_written_file_is_caught_by_its_signal_alone(
     crash: Crash, declare: Declare, tmp_path: Path
 ) -> None:
@@ -190,20 +174,20 @@ def test_a_program_that_ignores_its_signal_ends_as_it_would_have(got_before: Cal
 
 
 def test_a_stopped_call_is_made_anew_after_the_handler_has_run(
-    got_before: Callable[..., dict[str, Any]], compiled: Callable[..., list[str]]
+    got_before: Callable[..., dict[str, Any]], compiled: Callable[..., str]
 ) -> None:
-    found = got_before("write(n", run=compiled(), observe="cat a")
+    found = got_before("write(n", run=[compiled(HANDLES)], observe="cat a")
     calls = ["openat(got)", "write(n, 3 bytes at 0)", "rename(n -> a)", "ack 1"]
     assert (found["before"], found["after"], found["ended"]) == (calls[1], calls, "the program ended normally")
 
 
 def test_a_signal_that_is_blocked_or_for_another_thread_disturbs_no_call(
-    got_before: Callable[..., dict[str, Any]], compiled: Callable[..., list[str]]
+    got_before: Callable[..., dict[str, Any]], compiled: Callable[..., str]
 ) -> None:
     rest = ["write(n, 3 bytes at 0)", "rename(n -> a)"]
-    found = got_before("write(n", run=compiled("-DBLOCKED"), observe="cat a")
+    found = got_before("write(n", run=[compiled(HANDLES, "-DBLOCKED")], observe="cat a")
     assert (found["after"], found["ended"]) == ([*rest, "openat(got)", "ack 1"], "the program ended normally")
-    found = got_before("write(n", run=compiled("-DTHREAD"), observe="cat a")
+    found = got_before("write(n", run=[compiled(HANDLES, "-DTHREAD")], observe="cat a")
     assert [call for call in found["after"] if call != "openat(got)"] == [*rest, "ack 1"]
     assert (len(found["after"]), found["ended"]) == (4, "the program ended normally")
 
